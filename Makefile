@@ -1,0 +1,51 @@
+# demo · test · test-fast · check · bench: each sets up what it needs.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# lm-eval's tokenizers and torch fight over two cores when tests run side by side.
+export OMP_NUM_THREADS ?= 2
+# Threads that spin while they wait are fastest alone, and slowest beside other tests.
+test test-fast: export OMP_WAIT_POLICY ?= PASSIVE
+export HF_HUB_OFFLINE := 1
+export GX_ANALYTICS_ENABLED := false
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := 1
+
+.PHONY: demo test test-fast check bench setup setup-dev clean
+
+demo: setup
+	$(BIN)/penstock demo
+
+test: setup-dev
+	scripts/install-services.sh
+	$(BIN)/pytest -n 2 --dist loadfile
+
+test-fast: setup-dev
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+
+check: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup-dev
+	$(BIN)/python -m benchmarks
+
+setup: $(VENV)/.ready
+setup-dev: $(VENV)/.ready-dev
+
+# torch goes first and pinned: any later resolution would bring a CUDA build.
+$(VENV)/.ready: constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[all]"
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,check]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache

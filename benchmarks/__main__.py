@@ -1,0 +1,18 @@
+"""``python -m benchmarks``: every benchmark, one after the other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+COMMANDS = (
+    ["-m", "benchmarks.loop"],
+    ["-m", "benchmarks.rows"],
+    ["benchmarks/generation.py"],
+    ["benchmarks/gateway.py"],
+    ["benchmarks/crash.py", "--points", "1000"],
+)
+
+for command in COMMANDS:
+    print(f"\n## {' '.join(command)}\n", flush=True)
+    subprocess.run([sys.executable, *command], check=True)

@@ -1,0 +1,1 @@
+"""Contract engines: what checks rows against the rules of a recipe."""

@@ -1,0 +1,184 @@
+"""Every error Penstock raises on purpose.
+
+::
+
+    PenstockError                 exit code 1
+    |-- RecipeError               exit code 2   the recipe, a flag or an argument is wrong
+    |-- MissingExtra              exit code 2   a library that an adapter needs is not installed
+    |-- SourceError                             a source cannot be read
+    |-- ValidationFailed                        too many rows break the contract
+    |-- StoreError                              the store is full, read-only or damaged
+    |-- LedgerError
+    |   |-- ClaimLost             transient     another worker took over this stage
+    |   `-- StalePromotion        transient     the served version changed since it was compared
+    |-- TrainingError
+    |-- EvaluationError
+    `-- ServingError
+        |-- InvalidRequest        HTTP 400
+        |   |-- BodyTooLarge      HTTP 413
+        |   |-- NotFound          HTTP 404
+        |   |-- MethodNotAllowed  HTTP 405
+        |   `-- ContextExceeded   HTTP 400
+        |-- Timeout     transient HTTP 504
+        |-- UnknownModel          HTTP 404
+        |-- Overloaded  transient HTTP 429
+        `-- NotReady    transient HTTP 503
+
+An error says what was received, what is valid and what to do next: the first
+two in the message, the last in ``hint``. ``transient`` tells whether trying
+again can help, and drives every retry. The command line prints message and
+hint without a traceback and exits with ``exit_code``.
+"""
+
+from __future__ import annotations
+
+
+class PenstockError(Exception):
+    """Base of all errors that are a user's or the world's doing, not a bug.
+
+    Args:
+        message: What happened, with the value received.
+        hint: What to do next, as one sentence; empty when there is nothing to add.
+    """
+
+    exit_code = 1
+    transient = False
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class RecipeError(PenstockError):
+    """The recipe, a flag or an argument is wrong; every mistake is in the message."""
+
+    exit_code = 2
+
+
+class MissingExtra(PenstockError):
+    """A library that an adapter needs is not installed."""
+
+    exit_code = 2
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(
+            f"{library} is not installed.",
+            f'Install it with: pip install "penstock[{extra}]"',
+        )
+
+
+class SourceError(PenstockError):
+    """A source cannot be read."""
+
+
+class ValidationFailed(PenstockError):
+    """More rows break the contract than the recipe allows."""
+
+
+class StoreError(PenstockError):
+    """The store is full, read-only or damaged."""
+
+
+class LedgerError(PenstockError):
+    """The ledger refused: an unknown name, or a state that does not allow this."""
+
+
+class ClaimLost(LedgerError):
+    """Another worker took over the stage because this one stopped renewing its lease."""
+
+    transient = True
+
+
+class StalePromotion(LedgerError):
+    """The pointer moved between the comparison and the promotion."""
+
+    transient = True
+
+
+class TrainingError(PenstockError):
+    """A training run cannot start or did not converge to anything usable."""
+
+
+class EvaluationError(PenstockError):
+    """An evaluation cannot run, or its results cannot be compared."""
+
+
+class ServingError(PenstockError):
+    """A request or a model cannot be served; ``status`` is its HTTP status."""
+
+    status = 500
+    code = "internal_error"
+
+
+class InvalidRequest(ServingError):
+    """The request itself is wrong; ``param`` names the field, when one is to blame."""
+
+    status = 400
+    code = "invalid_request"
+
+    def __init__(self, message: str, hint: str = "", param: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.param = param
+
+
+class BodyTooLarge(InvalidRequest):
+    """The request's body is longer than the gateway reads."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class NotFound(InvalidRequest):
+    """There is no such path."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The path exists, but not for this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class ContextExceeded(InvalidRequest):
+    """Prompt and answer together do not fit the model."""
+
+    code = "context_length_exceeded"
+
+
+class Timeout(ServingError):
+    """The answer took longer than the gateway allows."""
+
+    status = 504
+    code = "timeout"
+    transient = True
+
+
+class UnknownModel(ServingError):
+    """No model of that name is served."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class Overloaded(ServingError):
+    """The queue is full; ``retry_after_s`` is an honest guess of when it will not be."""
+
+    status = 429
+    code = "overloaded"
+    transient = True
+
+    def __init__(self, message: str, hint: str = "", retry_after_s: float = 1.0) -> None:
+        super().__init__(message, hint)
+        self.retry_after_s = retry_after_s
+
+
+class NotReady(ServingError):
+    """Nothing is deployed yet, or the server is draining."""
+
+    status = 503
+    code = "not_ready"
+    transient = True

@@ -1,0 +1,1 @@
+"""Launchers: where a training loop runs."""

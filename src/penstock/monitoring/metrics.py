@@ -1,0 +1,169 @@
+"""What the gateway tells Prometheus.
+
+Each gateway has its own registry, so two in one process do not collide. Label
+values come from the configuration and a fixed list of endpoints, never from a
+request: a client that makes up names cannot make up series.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    start_http_server,
+)
+
+from penstock.errors import PenstockError
+
+UNKNOWN = "unknown"
+
+_DURATION_BUCKETS_S = (0.1, 0.5, 1, 2, 5, 10, 30)
+_FIRST_TOKEN_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Served(Protocol):
+    """The parts of a served version that become labels."""
+
+    @property
+    def model(self) -> str: ...  # noqa: D102
+    @property
+    def version(self) -> int: ...  # noqa: D102
+    @property
+    def epoch(self) -> int: ...  # noqa: D102
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+    @property
+    def run_id(self) -> str: ...  # noqa: D102
+    @property
+    def data_version(self) -> str: ...  # noqa: D102
+
+
+class ServingMetrics:
+    """All metrics of one gateway."""
+
+    def __init__(self) -> None:
+        # Each would add a series that Prometheus does not use.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        self._make_request_metrics()
+        self._make_model_metrics()
+
+    def _make_request_metrics(self) -> None:
+        registry = self.registry
+        self.requests = Counter(
+            "llm_requests",
+            "Requests answered, by HTTP status; 499 is a client that left.",
+            ["model", "endpoint", "status"],
+            registry=registry,
+        )
+        self.duration = Histogram(
+            "llm_request_duration_seconds",
+            "Time from a request's first byte to its answer's last.",
+            ["model", "endpoint"],
+            buckets=_DURATION_BUCKETS_S,
+            registry=registry,
+        )
+        self.active = Gauge(
+            "llm_active_requests", "Requests in flight.", ["model"], registry=registry
+        )
+        self.queued = Gauge(
+            "llm_queued_requests",
+            "Requests that wait for a free slot.",
+            ["model"],
+            registry=registry,
+        )
+        self.queue_wait = Histogram(
+            "llm_queue_wait_seconds",
+            "Time that requests waited for a free slot.",
+            ["model"],
+            buckets=_FIRST_TOKEN_BUCKETS_S,
+            registry=registry,
+        )
+        self.first_token = Histogram(
+            "llm_time_to_first_token_seconds",
+            "Time from a request's first byte to its answer's first token.",
+            ["model"],
+            buckets=_FIRST_TOKEN_BUCKETS_S,
+            registry=registry,
+        )
+
+    def _make_model_metrics(self) -> None:
+        registry = self.registry
+        self.tokens_generated = Counter(
+            "llm_tokens_generated", "Tokens generated.", ["model"], registry=registry
+        )
+        self.prompt_tokens = Counter(
+            "llm_prompt_tokens", "Prompt tokens read.", ["model"], registry=registry
+        )
+        self.served = Gauge(
+            "penstock_served_version_info",
+            "1 for the version that serves.",
+            ["model", "version", "digest", "run", "data_version"],
+            registry=registry,
+        )
+        self.epoch = Gauge(
+            "penstock_route_epoch",
+            "Epoch of the production pointer that is served.",
+            ["model"],
+            registry=registry,
+        )
+        self.load_failures = Counter(
+            "penstock_load_failures",
+            "Attempts to load a model version that failed.",
+            ["model"],
+            registry=registry,
+        )
+        self.poll_failures = Counter(
+            "penstock_pointer_poll_failures",
+            "Reads of the production pointer that failed.",
+            registry=registry,
+        )
+
+    def show_served(self, served: Served | None) -> None:
+        """Replace the served version; the old version's series ends."""
+        self.served.clear()
+        if served is None:
+            self.epoch.clear()
+            return
+        self.served.labels(
+            served.model,
+            str(served.version),
+            served.digest[:16],
+            served.run_id,
+            served.data_version,
+        ).set(1)
+        self.epoch.labels(served.model).set(served.epoch)
+
+
+class MetricsServer:
+    """Answers ``GET /metrics`` for Prometheus, in a thread of its own.
+
+    Args:
+        metrics: What to show.
+        host: Where to listen.
+        port: 0 picks a free one.
+
+    Raises:
+        PenstockError: The port is taken.
+    """
+
+    def __init__(self, metrics: ServingMetrics, host: str, port: int) -> None:
+        try:
+            self._server, self._thread = start_http_server(port, host, metrics.registry)
+        except OSError as error:
+            raise PenstockError(
+                f"Metrics cannot listen on {host}:{port}: {error.strerror}.",
+                "Stop what listens there, set serve.metrics_port to another port, or to null.",
+            ) from error
+        self.url = f"http://{host}:{self._server.server_port}/metrics"
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

@@ -1,0 +1,246 @@
+"""The loop on one page: plan a recipe, run what is missing, skip what is not due.
+
+What happens to each node is in ``walk.py``; what each stage produces, in ``stages/``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from penstock.artifacts import Store
+from penstock.errors import PenstockError, RecipeError, StalePromotion
+from penstock.ledger import Ledger, RunRecord
+from penstock.recipe import Recipe
+from penstock.recipe_file import load_recipe
+from penstock.registry import did_you_mean
+from penstock.sources.base import Unit
+from penstock.stages import evaluate, ingest
+from penstock.stages.base import Pinned, Progress, Silent
+from penstock.walk import NAMES, NODES, Node, Planned, Report, Walk
+
+__all__ = ["NAMES", "NODES", "Node", "Pipeline", "Planned", "Report", "open_pipeline"]
+
+# Checkpoints that nobody has continued for this long are given up.
+ABANDONED_S = 7 * 24 * 3600.0
+
+# What is repeated when the served version moved after it was compared with.
+_COMPARISON = ("baseline", "gate", "register")
+
+
+def open_pipeline(
+    path: Path | str,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Pipeline:
+    """Load a recipe and open its store and ledger.
+
+    Raises:
+        RecipeError: The recipe is wrong.
+        StoreError: The store cannot be written.
+        LedgerError: The ledger cannot be opened.
+    """
+    recipe = load_recipe(path, overrides)
+    store = Store((recipe.folder / recipe.store).resolve()).open()
+    ledger = Ledger(recipe.database(recipe.ledger or f"sqlite:///{store.root / 'ledger.db'}"))
+    return Pipeline(recipe, store, ledger, progress or Silent(), Path(path), dict(overrides or {}))
+
+
+class Pipeline:
+    """A recipe with the store and the ledger it works on."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        store: Store,
+        ledger: Ledger,
+        progress: Progress,
+        path: Path,
+        overrides: Mapping[str, Any],
+    ) -> None:
+        self.recipe = recipe
+        self.store = store
+        self.ledger = ledger
+        self.progress = progress
+        self.path = path
+        self.overrides = overrides
+
+    def plan(self) -> list[Planned]:
+        """What a run would do now, without doing any of it."""
+        walk = Walk(self, _Snapshot(self).take())
+        return [walk.plan(node) for node in NODES]
+
+    def run(
+        self,
+        until: str | None = None,
+        start: str | None = None,
+        force: Sequence[str] = (),
+    ) -> Report:
+        """Run the loop once.
+
+        Args:
+            until: Stop after this stage.
+            start: Take everything before this stage as the ledger has it.
+            force: Stages to run again although their results exist.
+
+        Raises:
+            PenstockError: A stage failed; the run is recorded as failed.
+        """
+        for name in (until, start, *force):
+            _check_name(name)
+        record = self.start(attended=True)
+        last = NAMES.index(until) if until else len(NODES) - 1
+        first = NAMES.index(start) if start else 0
+        with _recorded_failure(self, record):
+            self._sweep()
+            snapshot = _Snapshot(self).latest() if start not in (None, "ingest") else None
+            walk = Walk(self, snapshot or _Snapshot(self).take(record.id), record.id, force=force)
+            for position, node in enumerate(NODES[: last + 1]):
+                self._step_again_if_stale(walk, node, must_hit=position < first)
+            return walk.finish(record, complete=last == len(NODES) - 1)
+
+    def start(self, attended: bool = False) -> RunRecord:
+        """Open a run, for ``step`` to fill.
+
+        Args:
+            attended: This process stays with the run: when it dies, so has the run.
+        """
+        recipe = self.recipe
+        return self.ledger.start_run(
+            recipe.name, recipe.written, str(recipe.folder), self.overrides, attended
+        )
+
+    def step(self, name: str, run_id: str) -> Report:
+        """Run one stage of an open run, as an orchestrator's task does.
+
+        Everything it needs of earlier steps is in the ledger, so each step can
+        be another process on another host. The last step closes the run.
+
+        Returns:
+            The run so far; its last stage is this one.
+
+        Raises:
+            LedgerError: An earlier stage of this run has not been run.
+        """
+        _check_name(name)
+        record = self.ledger.reopen_run(run_id)
+        position = NAMES.index(name)
+        with _recorded_failure(self, record):
+            walk = Walk(self, _Snapshot(self).take(record.id), record.id)
+            for node in NODES[:position]:
+                found = walk.resolve(node)
+                if found is None and node.name in _COMPARISON and node.name in walk.prints:
+                    walk.step(node)  # the served version moved since: compare again
+            self._step_again_if_stale(walk, NODES[position], must_hit=False)
+            if position == len(NODES) - 1:
+                return walk.finish(record, complete=True)
+            return self.report(record.id)
+
+    def report(self, run_id: str) -> Report:
+        """What a run came to, as the ledger has it.
+
+        Raises:
+            LedgerError: There is no such run.
+        """
+        record = self.ledger.run(run_id)
+        stages = tuple(self.ledger.stages(record.id))
+        found = {
+            one.stage: self.ledger.find(one.fingerprint or "")
+            for one in stages
+            if one.outcome != "skipped"
+        }
+        return Report(
+            run_id=record.id,
+            status=record.status,
+            message=record.message,
+            stages=stages,
+            artifacts={name: artifact for name, artifact in found.items() if artifact},
+            duration_s=(record.ended_s or time.time()) - record.started_s,
+        )
+
+    def _step_again_if_stale(self, walk: Walk, node: Node, must_hit: bool) -> None:
+        """Run a node; when the served version moved meanwhile, compare again first."""
+        for _ in range(3):
+            try:
+                walk.step(node, must_hit)
+                return
+            except StalePromotion as stale:
+                self.progress.say(f"{stale.message} {stale.hint}")
+                for earlier in NODES[NAMES.index("baseline") : NAMES.index(node.name)]:
+                    walk.step(earlier)
+        walk.step(node, must_hit)
+
+    def _sweep(self) -> None:
+        keys = self.ledger.live_claims()
+
+        def is_live(name: str) -> bool:
+            stage, _, print_ = name.rpartition("-")
+            return any(key.startswith(print_) or key.endswith(f"/{stage}") for key in keys)
+
+        self.store.sweep(is_live, ABANDONED_S)
+
+
+class _Snapshot:
+    """Pins the outside world for a run."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+
+    def take(self, run_id: str | None = None) -> Pinned:
+        """Ask every source what there is; a run asks once and remembers."""
+        ledger = self.pipeline.ledger
+        world: Any = ledger.pinned(f"{run_id}/world") if run_id else None
+        if world is None:
+            world = {"units": self._units(), "tasks": evaluate.tasks_digest(self.pipeline.recipe)}
+            if run_id:
+                world = ledger.pin(f"{run_id}/world", world)
+        return _pinned(world["units"], world["tasks"])
+
+    def latest(self) -> Pinned | None:
+        """What the newest ingest saw."""
+        recipe = self.pipeline.recipe
+        artifact = self.pipeline.ledger.latest(recipe.name, "ingest")
+        if artifact is None:
+            return None
+        return _pinned(artifact.summary["units"], evaluate.tasks_digest(recipe))
+
+    def _units(self) -> dict[str, list[dict[str, Any]]]:
+        recipe = self.pipeline.recipe
+        seen = self.pipeline.ledger.latest(recipe.name, "ingest")
+        return {
+            name: [asdict(unit) for unit in ingest.snapshot(recipe, name, source, seen)]
+            for name, source in ingest.sources(recipe).items()
+        }
+
+
+def _pinned(units: Mapping[str, list[dict[str, Any]]], tasks_digest: str) -> Pinned:
+    return Pinned(
+        units={name: tuple(Unit(**unit) for unit in some) for name, some in units.items()},
+        tasks_digest=tasks_digest,
+    )
+
+
+def _check_name(name: str | None) -> None:
+    if name is not None and name not in NAMES:
+        raise RecipeError(f"There is no stage {name!r}.{did_you_mean(name, NAMES)}")
+
+
+@contextmanager
+def _recorded_failure(pipeline: Pipeline, record: RunRecord) -> Iterator[None]:
+    """Record why a run ended early, whatever the reason."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        message = "stopped from the keyboard; the next run continues it"
+        pipeline.ledger.end_run(record.id, "INTERRUPTED", message)
+        raise
+    except PenstockError as error:
+        pipeline.ledger.end_run(record.id, "FAILED", error.message)
+        raise
+    except Exception as error:
+        pipeline.ledger.end_run(record.id, "FAILED", f"{type(error).__name__}: {error}")
+        raise

@@ -1,0 +1,486 @@
+"""The recipe: the one YAML file a user writes, as frozen models.
+
+A recipe says *what* is wanted. Fields that say *where* (paths, hosts, workers,
+credentials) carry the ``Place`` marker and stay out of ``canonical``, the form
+that enters fingerprints: moving a project or adding a worker retrains nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_validator,
+)
+
+from penstock import registry
+
+# The task made of the validation split: bits per byte of its responses, an
+# evaluation that needs nothing but the user's own rows.
+HELD_OUT = "held_out"
+
+
+class Place:
+    """Marks a field that says where, not what: it never enters a fingerprint."""
+
+
+def _known(seam: str) -> Callable[[str], str]:
+    """A check that a name stands for something; ``"module:Object"`` is found when used."""
+
+    def check(name: str) -> str:
+        if ":" not in name and name not in registry.names(seam):
+            raise ValueError(
+                f"not one of the {seam}.{registry.did_you_mean(name, registry.names(seam))}"
+            )
+        return name
+
+    return check
+
+
+class WithoutKey:
+    """Says in a JSON Schema that an object does not have a key."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        """The object's own schema, with the key ruled out."""
+        return {**handler(core), "not": {"required": [self.key]}}
+
+
+class Section(BaseModel):
+    """Base of all recipe sections and adapter options: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Plugin(Section):
+    """A section whose ``type`` chooses an adapter, which checks the other keys itself."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    type: str = Field(description='A registered name, or "module:Object" beside the recipe.')
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The keys that are the adapter's own options."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class SourceConfig(Plugin):
+    """One source of raw rows."""
+
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Our column name -> the source's own, where they differ.",
+    )
+
+
+class TransformConfig(Plugin):
+    """One step of preparation."""
+
+
+def named_step(value: Any) -> Any:
+    """Accept ``dedupe`` and ``filter: {...}`` for ``{type: ..., ...}``."""
+    if isinstance(value, str):
+        return {"type": value}
+    if isinstance(value, dict) and "type" not in value and len(value) == 1:
+        (name, options), *_ = value.items()
+        if options is None or isinstance(options, dict):
+            return {"type": name, **(options or {})}
+    return value
+
+
+# ``filter: {...}``: one key, which is the name.
+_ShortStep = Annotated[
+    dict[str, dict[str, Any] | None], Field(min_length=1, max_length=1), WithoutKey("type")
+]
+
+
+class Ingest(Section):
+    """When there is enough new data to run for."""
+
+    min_new_examples: int = Field(
+        1000, ge=0, description="With fewer new examples since the last trained version: SKIPPED."
+    )
+
+
+def _check_order(rule: Any) -> Any:
+    if rule.min > rule.max:
+        raise ValueError(f"min {rule.min} is above max {rule.max}")
+    return rule
+
+
+class LengthRule(Section):
+    """Bounds on a text column, in characters."""
+
+    min: int = Field(ge=0, description="Shortest.")
+    max: int = Field(ge=1, description="Longest.")
+
+    _ordered = model_validator(mode="after")(_check_order)
+
+
+class RangeRule(Section):
+    """Bounds on a numeric column."""
+
+    min: float = Field(description="Smallest.")
+    max: float = Field(description="Largest.")
+
+    _ordered = model_validator(mode="after")(_check_order)
+
+
+class Expectation(Section):
+    """Any Great Expectations expectation by name."""
+
+    name: str = Field(description="Such as expect_column_values_to_match_regex.")
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="Its arguments.")
+
+
+class Validate(Section):
+    """The contract every new row must meet."""
+
+    not_null: list[str] = Field(
+        ["instruction", "response"], description="Columns that must hold a value."
+    )
+    length: dict[str, LengthRule] = Field(
+        {
+            "instruction": LengthRule(min=10, max=4096),
+            "response": LengthRule(min=5, max=8192),
+        },
+        description="Column -> bounds on its text, in characters.",
+    )
+    range: dict[str, RangeRule] = Field(
+        {"quality_score": RangeRule(min=0.6, max=1.0)},
+        description="Column -> bounds on its number.",
+    )
+    expectations: list[Expectation] = Field([], description="Further rules.")
+    max_bad_rows: float = Field(
+        0.0, ge=0, lt=1, description="Share of failing rows that is tolerated (and quarantined)."
+    )
+
+
+class TokenizerConfig(Section):
+    """A byte-level BPE tokenizer, trained when the model starts from scratch."""
+
+    vocab_size: int = Field(4096, ge=300, le=200_000, description="Most tokens it may have.")
+
+
+class Prepare(Section):
+    """From valid rows to token ids with a loss mask."""
+
+    engine: Annotated[str, Place(), AfterValidator(_known("engines"))] = Field(
+        "local", description="Where transforms run."
+    )
+    transforms: list[
+        Annotated[
+            TransformConfig,
+            BeforeValidator(named_step, json_schema_input_type=TransformConfig | str | _ShortStep),
+        ]
+    ] = Field(
+        [
+            TransformConfig(type="normalise"),
+            TransformConfig(type="dedupe"),
+            TransformConfig(type="split"),
+        ],
+        description="The steps, in order. `dedupe` is short for `{type: dedupe}`, "
+        "and `filter: {...}` for `{type: filter, ...}`.",
+    )
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    chat_template: str | None = Field(
+        None, description="Jinja; null takes the base model's, or Penstock's own from scratch."
+    )
+    max_length: int = Field(512, ge=8, description="Longer examples are removed, in tokens.")
+
+
+class ModelShape(Section):
+    """A Llama-style model to train from scratch."""
+
+    hidden_size: int = Field(128, ge=8, description="Width.")
+    intermediate_size: int = Field(384, ge=8, description="Width of the feed-forward layers.")
+    num_layers: int = Field(3, ge=1, description="Depth.")
+    num_heads: int = Field(4, ge=1, description="Attention heads; they divide `hidden_size`.")
+    num_kv_heads: int = Field(4, ge=1, description="Key and value heads; they divide `num_heads`.")
+    max_position_embeddings: int = Field(512, ge=16, description="Longest context, in tokens.")
+    tie_embeddings: bool = Field(True, description="Input and output share one embedding.")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> ModelShape:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}"
+            )
+        return self
+
+
+class Train(Section):
+    """How a model version is made."""
+
+    launcher: Annotated[str, Place(), AfterValidator(_known("launchers"))] = Field(
+        "local", description="Where the training loop runs."
+    )
+    base: str = Field(
+        "scratch", description="'scratch', or a local folder or hub name to start from."
+    )
+    base_revision: str | None = Field(None, description="Commit of a hub model; required for one.")
+    continue_from_production: bool = Field(
+        True, description="Continue from the served version when there is one."
+    )
+    rows: Literal["all", "new"] = Field(
+        "all", description="When continuing: all rows, or those new since that version."
+    )
+    replay: float = Field(0.25, ge=0, le=1, description="Share of older rows mixed in with 'new'.")
+    model: ModelShape = ModelShape()
+    epochs: float = Field(1.0, gt=0, description="Passes over the rows.")
+    max_steps: int | None = Field(None, ge=1, description="Ends training early, or at last.")
+    batch_size: int = Field(32, ge=1, description="Rows per step and device.")
+    gradient_accumulation: int = Field(1, ge=1, description="Batches per optimizer step.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak.")
+    continue_learning_rate: float | None = Field(
+        None, gt=0, description="When continuing; null takes learning_rate."
+    )
+    continue_epochs: float | None = Field(None, gt=0, description="When continuing.")
+    continue_max_steps: int | None = Field(None, ge=1, description="When continuing.")
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="How the learning rate goes down."
+    )
+    warmup_steps: int = Field(20, ge=0, description="Steps until the peak.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    group_by_length: bool = Field(True, description="Batches hold rows of similar length.")
+    checkpoint_every_steps: Annotated[int, Place()] = Field(
+        200, ge=1, description="A killed training continues from the newest checkpoint."
+    )
+
+
+class Evaluate(Section):
+    """What lm-eval measures."""
+
+    tasks: list[str] = Field(
+        min_length=1,
+        description="lm-eval tasks by name. `held_out` is made from the validation split: "
+        "bits per byte of its responses.",
+    )
+    task_dir: Annotated[str | None, Place()] = Field(None, description="A folder of task YAMLs.")
+    num_fewshot: int | None = Field(None, ge=0, description="Null takes each task's own.")
+    limit: int | None = Field(None, ge=1, description="Items per task; null takes all.")
+    batch_size: int = Field(64, ge=1, description="Requests per batch.")
+    apply_chat_template: bool = Field(
+        False, description="Ask through the chat template, as a user would."
+    )
+
+
+Margin = Annotated[float, Field(ge=0)]
+
+
+class Gate(Section):
+    """What a candidate must show before it may serve."""
+
+    min: dict[str, float] = Field(default_factory=dict, description="TASK or TASK/METRIC -> floor.")
+    max: dict[str, float] = Field(
+        default_factory=dict, description="The same for metrics where lower is better."
+    )
+    max_regression: Margin | dict[str, Margin] = Field(
+        0.02, description="What may be lost against the baseline: one number, or metric -> number."
+    )
+    alpha: float = Field(
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="Chance of passing a true regression as large as the margin.",
+    )
+    on_inconclusive: Literal["block", "point_estimate"] = Field(
+        "block",
+        description="`point_estimate` accepts the plain difference, and the decision records it.",
+    )
+
+    @model_validator(mode="after")
+    def _first_model_has_floors(self) -> Gate:
+        if not self.min and not self.max:
+            raise ValueError("needs a floor under min or max: the first model has only those")
+        return self
+
+
+class Register(Section):
+    """Under which name versions are registered."""
+
+    model: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,199}$",
+        description="Null takes the recipe's name.",
+    )
+
+
+class Deploy(Section):
+    """Which pointer a passed version moves."""
+
+    alias: str = Field(
+        "production",
+        pattern=r"^[a-z][a-z0-9_-]*$",
+        description="Name of the pointer that serving follows.",
+    )
+
+
+class Embedding(Section):
+    """The embedding model behind /v1/embeddings."""
+
+    model: str = Field("all-MiniLM-L6-v2", min_length=1, description="The name clients ask for.")
+    backend: str = Field("sentence_transformers", description="What embeds.")
+    folder: Path | None = Field(None, description="Null takes the packaged model.")
+
+
+class Serve(Section):
+    """The gateway; none of it enters a fingerprint."""
+
+    host: str = Field(
+        "127.0.0.1",
+        description="Where to listen. The gateway asks nobody for a password.",
+    )
+    port: int = Field(8000, ge=0, le=65535, description="0 picks a free one.")
+    metrics_port: int | None = Field(9090, ge=0, le=65535, description="Null: no metrics.")
+    backend: Annotated[str, AfterValidator(_known("backends"))] = Field(
+        "ctranslate2", description="What generates."
+    )
+    backend_options: dict[str, Any] = Field(
+        default_factory=dict, description="Passed to the backend; listed below."
+    )
+    embedding: Embedding | None = Field(Embedding(), description="Null turns `/v1/embeddings` off.")
+    max_queue: int = Field(64, ge=0, description="Requests that wait; the next get HTTP 429.")
+    max_concurrency: int = Field(16, ge=1, description="Requests computed at once.")
+    request_timeout_s: float = Field(
+        60.0, gt=0, description="From a request's first byte to its answer's last; then HTTP 504."
+    )
+    max_body_bytes: int = Field(2**20, ge=1024, description="Longer bodies get HTTP 413.")
+    drain_timeout_s: float = Field(30.0, ge=0, description="For answers in flight at SIGTERM.")
+    poll_interval_s: float = Field(0.5, gt=0, description="How often the pointer is read.")
+
+
+class Recipe(Section):
+    """Everything a user says about one model, from rows to serving."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,99}$",
+        description="Of the recipe; the registered model is called the same unless "
+        "`register.model` says otherwise.",
+    )
+    seed: int = Field(
+        17, ge=0, lt=2**31, description="Of training, evaluation and the gate's resampling."
+    )
+    store: Annotated[str, Place()] = Field(
+        ".penstock", description="Folder of all tables and artifacts, relative to the recipe."
+    )
+    ledger: Annotated[str | None, Place()] = Field(
+        None, description="SQLAlchemy URL; null is SQLite in the store."
+    )
+    tracking: Annotated[str | None, Place()] = Field(
+        None, description="MLflow tracking URI; null is SQLite in the store."
+    )
+    sources: dict[str, SourceConfig] = Field(min_length=1, description="Source name -> the source.")
+    ingest: Ingest = Ingest()
+    validate_: Validate = Field(Validate(), alias="validate")
+    prepare: Prepare = Prepare()
+    train: Train = Train()
+    evaluate: Evaluate
+    gate: Gate
+    register_: Register = Field(Register(), alias="register")
+    deploy: Deploy = Deploy()
+    serve: Annotated[Serve, Place()] = Serve()
+
+    @model_validator(mode="after")
+    def _examples_fit_the_model(self) -> Recipe:
+        longest = self.train.model.max_position_embeddings
+        if self.train.base == "scratch" and self.prepare.max_length > longest:
+            raise ValueError(
+                f"prepare.max_length {self.prepare.max_length} is above "
+                f"train.model.max_position_embeddings {longest}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_has_rows(self) -> Recipe:
+        if HELD_OUT not in self.evaluate.tasks:
+            return self
+        steps = self.prepare.transforms
+        # A transform that is not ours may add the column itself.
+        own = any(step.type not in registry.BUILTIN["transforms"] for step in steps)
+        split = [step.extra.get("validation") for step in steps if step.type == "split"]
+        if (not split and not own) or 0 in split:
+            raise ValueError(
+                f"evaluate.tasks: {HELD_OUT!r} is made from validation rows: "
+                "add to prepare.transforms: {split: {validation: 0.05}}"
+            )
+        return self
+
+    _folder: Path = PrivateAttr(default_factory=Path)
+    _written: str = PrivateAttr(default="")
+
+    @property
+    def folder(self) -> Path:
+        """The folder the recipe was read from; relative paths start here."""
+        return self._folder
+
+    @property
+    def written(self) -> str:
+        """The YAML as the user wrote it, with ``${VAR}`` unexpanded: safe to record."""
+        return self._written
+
+    def database(self, url: str) -> str:
+        """A database URL with its file, if it is SQLite's, found from the recipe's folder."""
+        relative = url.removeprefix("sqlite:///")
+        if relative == url or relative in {"", ":memory:"} or relative.startswith(("/", "file:")):
+            return url
+        return f"sqlite:///{(self.folder / relative).resolve()}"
+
+    @property
+    def model_name(self) -> str:
+        """The registered model's name."""
+        return self.register_.model or self.name
+
+    def plugin(self, seam: str, config: Plugin) -> tuple[Any, Section]:
+        """The adapter class behind a section, and its checked options."""
+        adapter = registry.resolve(seam, config.type, self.folder)
+        return adapter, adapter.Options.model_validate(config.extra)
+
+
+def canonical(section: BaseModel) -> dict[str, Any]:
+    """What ``section`` means, as plain JSON values, without its places."""
+    out: dict[str, Any] = {}
+    for name, info in type(section).model_fields.items():
+        if not any(isinstance(mark, Place) for mark in info.metadata):
+            out[name] = _plain(getattr(section, name))
+    return out
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return canonical(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe, for editors; built-in adapters' options included."""
+    schema = Recipe.model_json_schema(by_alias=True)
+    for seam, definition in (("sources", "SourceConfig"), ("transforms", "TransformConfig")):
+        properties = schema["$defs"][definition]["properties"]
+        properties["type"]["examples"] = registry.names(seam)
+        for name in registry.names(seam):
+            options = registry.resolve(seam, name).Options.model_json_schema()
+            schema["$defs"] |= options.pop("$defs", {})
+            for key, value in options.get("properties", {}).items():
+                properties.setdefault(key, value)
+    return schema

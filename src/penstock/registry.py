@@ -1,0 +1,129 @@
+"""Names in recipes -> the objects that implement them.
+
+A built-in name is one line in ``BUILTIN``. A third party's package adds names
+through the entry-point group ``penstock.<seam>``, and a recipe can always name
+an object directly as ``"module:Object"``, loaded from the recipe's folder or
+from any installed package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from penstock.errors import MissingExtra, PenstockError, RecipeError
+
+BUILTIN: dict[str, dict[str, str]] = {
+    "sources": {
+        "files": "penstock.sources.files:FilesSource",
+    },
+    "contracts": {
+        "great_expectations": "penstock.contracts.great_expectations:GreatExpectationsContract",
+    },
+    "transforms": {
+        "normalise": "penstock.transforms.clean:Normalise",
+        "filter": "penstock.transforms.filter:Filter",
+        "dedupe": "penstock.transforms.dedupe:ExactDedupe",
+        "split": "penstock.transforms.split:Split",
+    },
+    "engines": {
+        "local": "penstock.engines.local:LocalEngine",
+    },
+    "launchers": {
+        "local": "penstock.launchers.local:LocalLauncher",
+    },
+    "backends": {
+        "ctranslate2": "penstock.serving.backends.ctranslate2:CTranslate2Backend",
+        "transformers": "penstock.serving.backends.transformers:TransformersBackend",
+        "sentence_transformers": (
+            "penstock.serving.backends.sentence_transformers:SentenceTransformersBackend"
+        ),
+    },
+}
+
+
+def names(seam: str) -> list[str]:
+    """All names a recipe may use for ``seam``, sorted."""
+    third_party = {point.name for point in entry_points(group=f"penstock.{seam}")}
+    return sorted(third_party | set(BUILTIN[seam]))
+
+
+def resolve(seam: str, name: str, folder: Path | None = None) -> Any:
+    """Load what ``name`` stands for.
+
+    Args:
+        seam: A key of ``BUILTIN``.
+        name: A registered name, or ``"module:Object"``.
+        folder: The recipe's folder; modules in it can be named by ``"module:Object"``.
+
+    Raises:
+        RecipeError: The name is not known, or the module or object does not exist.
+        MissingExtra: The module exists but imports a library that is not installed.
+    """
+    if ":" in name:
+        return _load(name, seam, folder)
+    if name in BUILTIN[seam]:
+        return _load(BUILTIN[seam][name], seam, None)
+    for point in entry_points(group=f"penstock.{seam}", name=name):
+        return point.load()
+    raise RecipeError(f"{name!r} is not one of the {seam}.{did_you_mean(name, names(seam))}")
+
+
+def did_you_mean(received: str, valid: Sequence[str]) -> str:
+    """A sentence that lists the valid choices and the nearest spelling."""
+    near = difflib.get_close_matches(received, valid, n=1, cutoff=0.6)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{guess} Valid: {', '.join(valid)}."
+
+
+def require(module: str, extra: str) -> Any:
+    """Import ``module``, or say which extra to install.
+
+    Raises:
+        MissingExtra: The library is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and module.split(".")[0] == error.name.split(".")[0]:
+            raise MissingExtra(module.split(".")[0], extra) from None
+        raise
+
+
+def _load(target: str, seam: str, folder: Path | None) -> Any:
+    module_name, _, attribute = target.partition(":")
+    if folder is not None and str(folder) not in sys.path:
+        # A plug-in lives beside the recipe; installed packages keep precedence
+        # over it, so a recipe's folder can never shadow a library.
+        sys.path.append(str(folder))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name != module_name:
+            raise RecipeError(
+                f"{target!r}: module {module_name!r} needs {error.name!r}, which is not installed.",
+                "Install the package that has it.",
+            ) from error
+        raise RecipeError(
+            f"{target!r}: there is no module {module_name!r}.",
+            f"Put {module_name}.py beside the recipe, or install the package that has it.",
+        ) from None
+    except PenstockError:
+        raise
+    except Exception as error:
+        raise RecipeError(
+            f"{target!r}: importing {module_name!r} failed: {type(error).__name__}: {error}",
+            "Mend the module; try it with: python -c 'import MODULE'",
+        ) from error
+    if not hasattr(module, attribute):
+        public = [name for name in vars(module) if not name.startswith("_")]
+        raise RecipeError(
+            f"{target!r}: module {module_name!r} has no {attribute!r}."
+            f"{did_you_mean(attribute, public)}"
+        )
+    return getattr(module, attribute)

@@ -1,0 +1,1 @@
+"""Serving: an OpenAI-compatible gateway in front of the promoted model version."""

@@ -1,0 +1,95 @@
+"""The gateway as an ASGI app: its paths, and the layer around them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+
+from penstock.errors import PenstockError, UnknownModel
+from penstock.serving import endpoints
+from penstock.serving.config import ServeConfig
+from penstock.serving.exchange import ExchangeLayer
+from penstock.serving.gateway import Gateway
+from penstock.serving.replies import to_json
+from penstock.serving.routes import Pointers
+
+_OWNER = "penstock"
+
+
+def create_app(
+    config: ServeConfig,
+    pointers: Pointers,
+    on_fatal: Callable[[PenstockError], None] | None = None,
+) -> ExchangeLayer:
+    """The gateway, for any ASGI server that runs lifespans.
+
+    Args:
+        config: What the user set.
+        pointers: Which version to serve; followed while the app runs.
+        on_fatal: Called with an error that makes serving on pointless.
+    """
+    gateway = Gateway(config, pointers, on_fatal)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        await gateway.start()
+        try:
+            yield
+        finally:
+            await gateway.stop()
+
+    router = Router(_routes(), redirect_slashes=False, lifespan=lifespan)
+    return ExchangeLayer(router, gateway)
+
+
+def _routes() -> list[Route]:
+    return [
+        Route("/", endpoints.short_form, methods=["POST"]),
+        Route("/v1/chat/completions", endpoints.chat_completions, methods=["POST"]),
+        Route("/v1/completions", endpoints.completions, methods=["POST"]),
+        Route("/v1/embeddings", endpoints.embeddings, methods=["POST"]),
+        Route("/v1/models", _models),
+        Route("/v1/models/{name:path}", _model),
+        Route("/healthz", _health),
+        Route("/readyz", _readiness),
+    ]
+
+
+async def _models(request: Request) -> Response:
+    gateway: Gateway = request.state.gateway
+    data = [_model_entry(gateway, name) for name in gateway.model_names]
+    return endpoints.json_response(to_json({"object": "list", "data": data}))
+
+
+async def _model(request: Request) -> Response:
+    gateway: Gateway = request.state.gateway
+    name = request.path_params["name"]
+    if name not in gateway.model_names:
+        raise UnknownModel(f"There is no model {name[:200]!r}.", "GET /v1/models lists them.")
+    return endpoints.json_response(to_json(_model_entry(gateway, name)))
+
+
+def _model_entry(gateway: Gateway, name: str) -> dict[str, object]:
+    created = int(gateway.started_at_s)
+    return {"id": name, "object": "model", "created": created, "owned_by": _OWNER}
+
+
+async def _health(_: Request) -> Response:
+    """The process answers; a supervisor that gets nothing should restart it."""
+    return endpoints.json_response(to_json({"status": "ok"}))
+
+
+async def _readiness(request: Request) -> Response:
+    """Whether to send traffic here, and what is missing if not."""
+    gateway: Gateway = request.state.gateway
+    response = endpoints.json_response(
+        to_json(gateway.readiness()), status=200 if gateway.ready else 503
+    )
+    if not gateway.ready:
+        response.headers["retry-after"] = "2"
+    return response

@@ -1,0 +1,1 @@
+"""What computes answers, one file for each library."""

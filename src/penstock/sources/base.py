@@ -1,0 +1,147 @@
+"""What a source is: something that can be pinned, then read in batches.
+
+A source never writes. It names *units* of input; the ingest stage commits each
+unit's rows and its position in one Delta transaction, which is what makes
+ingest exactly-once. A file is one unit on a stream of its own (position 1);
+a Kafka partition is one stream whose units end at growing offsets.
+
+To add a source, write one file with a class like ``Source`` below, add one
+line to ``registry.BUILTIN`` (or name it in a recipe as ``"module:Object"``),
+and pass ``tests/conformance/test_sources.py``. ``docs/how-to/add-a-source.md``
+builds one step by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+import pyarrow as pa
+
+from penstock.errors import SourceError
+from penstock.recipe import Place, Section
+
+__all__ = [
+    "ORIGIN",
+    "RESERVED",
+    "DeadLetter",
+    "Options",
+    "Piece",
+    "Place",
+    "Source",
+    "Unit",
+    "refuse_reserved",
+]
+
+# Where a row came from, in words a person can follow: "data/a.jsonl:17".
+# Every batch of a source carries this column beside the user's own.
+ORIGIN = "_origin"
+
+# Columns that Penstock adds, for good (the first five) or while rows are grouped.
+RESERVED = ("_row_id", "_source", ORIGIN, "_version", "_row", "_key", "_ordinal")
+
+
+class Options(Section):
+    """Base of every adapter's options: frozen, and no unknown keys.
+
+    An option that says where rather than what (a path, a host, a credential)
+    is declared ``Annotated[str, Place()]`` and never enters a fingerprint.
+    """
+
+
+AnyOptions: TypeAlias = type[Options]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of pinned input, committed as a whole.
+
+    Attributes:
+        stream: What the position counts along, stable over runs and hosts
+            (``"sha256:<digest>"`` of a file, ``"orders/3"`` of a Kafka partition).
+        position: Grows along the stream; a unit at or below the committed
+            position of its stream has been ingested.
+        label: What to call it in messages ("data/a.jsonl").
+        size_bytes: Its size, where known, for progress.
+    """
+
+    stream: str
+    position: int
+    label: str
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A piece of input that could not be turned into a row.
+
+    Attributes:
+        origin: Where it stands ("data/a.jsonl:17").
+        reason: Why it is not a row.
+        excerpt: Its first 200 characters, for a person to look at.
+    """
+
+    origin: str
+    reason: str
+    excerpt: str = ""
+
+
+# What reading yields.
+Piece: TypeAlias = pa.RecordBatch | DeadLetter
+
+
+class Source(Protocol):
+    """A place rows come from.
+
+    Subclasses are built as ``Class(options, folder)``: the validated options
+    and the recipe's folder, against which relative paths are resolved.
+    """
+
+    Options: ClassVar[AnyOptions]
+
+    def __init__(self, options: Any, folder: Path) -> None: ...
+
+    def snapshot(self) -> tuple[Unit, ...]:
+        """Pin what there is to read now, in the order it is to be ingested.
+
+        Reads digests, offsets or versions, never rows; the answer enters the
+        fingerprint, so the same input must give the same units.
+
+        Raises:
+            SourceError: The source cannot be reached, or there is nothing there.
+        """
+        ...
+
+    def read(self, unit: Unit) -> Iterator[Piece]:
+        """Yield the rows of one unit in a stable order and in bounded memory.
+
+        Args:
+            unit: One of ``snapshot()``'s, perhaps pinned by an earlier process.
+
+        Yields:
+            Batches of about 10,000 rows with the source's own columns and
+            ``_origin`` (string), and a ``DeadLetter`` for each piece of input
+            that is not a row.
+
+        Raises:
+            SourceError: The unit is gone or is no longer what was pinned. It may
+                come after batches, which are then worthless: a unit counts only
+                when reading it has ended without an error.
+        """
+        ...
+
+
+def refuse_reserved(names: Iterable[str], label: str) -> None:
+    """Check that no column of the user's carries a name of Penstock's.
+
+    Raises:
+        SourceError: One does.
+    """
+    for name in names:
+        if name in RESERVED:
+            raise SourceError(
+                f"{label}: the column name {name!r} is reserved; Penstock writes it itself.",
+                f"Rename the column in the file, for example to {name.lstrip('_')!r}.",
+            )

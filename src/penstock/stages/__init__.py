@@ -1,0 +1,1 @@
+"""What each named step of the loop produces."""

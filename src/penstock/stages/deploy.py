@@ -1,0 +1,47 @@
+"""Deploy: the production pointer moves to a version that passed, atomically.
+
+The move is a compare-and-set against the version the gate compared with; if
+another promotion came in between, the verdict is stale and nothing moves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from penstock.errors import StalePromotion
+from penstock.recipe import Recipe
+from penstock.stages.base import Job, Pinned, Stage
+from penstock.tracking import Tracker
+
+
+def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
+    return {"model": recipe.model_name, "alias": recipe.deploy.alias}
+
+
+def _run(job: Job) -> dict[str, Any]:
+    name, alias = job.recipe.model_name, job.recipe.deploy.alias
+    version = job.inputs["register"].summary["version"]
+    verdict = job.inputs["gate"].summary
+    pointer = job.ledger.pointer(name, alias)
+    if pointer is None or pointer.version != version:
+        serving = None if pointer is None else pointer.version
+        if serving != verdict["baseline_version"]:
+            raise StalePromotion(
+                f"Version {version} was compared with version {verdict['baseline_version']}, "
+                f"but {serving} serves now.",
+                "The comparison is repeated.",
+            )
+        reason = f"gate {verdict['verdict']}: {verdict['reason']}"
+        job.ledger.move_pointer(name, alias, version, pointer, "promote", reason, job.run_id)
+    return {"version": version, "message": f"{name} version {version} promoted to {alias}"}
+
+
+def _reconcile(job: Job) -> None:
+    """Let MLflow's alias say what the pointer says, also after a rollback."""
+    name, alias = job.recipe.model_name, job.recipe.deploy.alias
+    pointer = job.ledger.pointer(name, alias)
+    if pointer is not None:
+        Tracker(job.recipe, job.store).set_alias(name, alias, pointer.version)
+
+
+STAGE = Stage("deploy", 1, ("register", "gate"), _settings, _run, _reconcile)

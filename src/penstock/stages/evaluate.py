@@ -1,0 +1,303 @@
+"""Evaluate: lm-eval measures a model on the recipe's tasks, item by item.
+
+The same stage measures the baseline: what serves now, on the same items with
+the same settings. Its fingerprint is that of any evaluation of that model, so
+it is nearly always a hit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from penstock.artifacts import digest_of, file_digest
+from penstock.errors import EvaluationError, RecipeError
+from penstock.recipe import HELD_OUT, Recipe, canonical
+from penstock.registry import did_you_mean, require
+from penstock.stages.base import Advance, Job, Pinned, Stage
+from penstock.stages.prepare import EXAMPLES, SPLIT, TOKENIZER
+from penstock.stages.train import MODEL
+from penstock.tokenizer import load_tokenizer
+from penstock.transforms.tokenize import render
+
+# lm-eval's own file names end in the time; an artifact's must not.
+RESULTS = "results_0.json"
+# What lm-eval's results say about the time and the machine, not about the model.
+_VOLATILE = (
+    "date", "git_hash", "pretty_env_info", "start_time", "end_time", "model_source", "config",
+    "total_evaluation_time_seconds", "upper_git_hash", "samples", "model_name",
+    "model_name_sanitized",
+)  # fmt: skip
+
+
+def tasks_digest(recipe: Recipe) -> str:
+    """SHA-256 over the files of the recipe's own tasks.
+
+    Raises:
+        RecipeError: The folder is not there.
+    """
+    folder = _task_folder(recipe)
+    if folder is None:
+        return ""
+    files = sorted(path for path in folder.rglob("*") if _is_task_file(path))
+    return digest_of({str(path.relative_to(folder)): file_digest(path) for path in files})
+
+
+def _is_task_file(path: Path) -> bool:
+    return path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
+
+
+def _task_folder(recipe: Recipe) -> Path | None:
+    if recipe.evaluate.task_dir is None:
+        return None
+    folder = (recipe.folder / recipe.evaluate.task_dir).resolve()
+    if not folder.is_dir():
+        raise RecipeError(
+            f"evaluate.task_dir: there is no folder {folder}.",
+            "Put lm-eval's task YAMLs there, or leave task_dir out.",
+        )
+    return folder
+
+
+def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
+    return canonical(recipe.evaluate) | {"tasks_digest": pinned.tasks_digest, "seed": recipe.seed}
+
+
+def uses_examples(recipe: Recipe) -> bool:
+    """Whether the evaluation depends on the prepared examples: ``held_out`` does."""
+    return HELD_OUT in recipe.evaluate.tasks
+
+
+def _run(job: Job) -> dict[str, Any]:
+    if tasks_digest(job.recipe) != job.pinned.tasks_digest:
+        raise EvaluationError(
+            "The evaluation tasks have changed since this run began.", "Start another run."
+        )
+    model = job.input_folder("train") / MODEL
+    tasks = job.recipe.evaluate.tasks
+    specs = [_held_out(job) if task == HELD_OUT else task for task in tasks]
+    with job.progress.track(f"evaluate {', '.join(tasks)}") as advance:
+        results = _evaluate(job.recipe, model, specs, advance)
+    shutil.rmtree(job.folder / HELD_OUT, ignore_errors=True)
+    samples = results.get("samples", {})
+    stable = {key: value for key, value in results.items() if key not in _VOLATILE}
+    stable["model_name"] = job.inputs["train"].summary["model_digest"]
+    for config in stable["configs"].values():
+        config.get("metadata", {}).pop("config_source", None)  # where the task's file is
+    stable["configs"].get(HELD_OUT, {}).pop("dataset_kwargs", None)
+    _write_json(job.folder / RESULTS, stable)
+    for task, items in samples.items():
+        lines = [json.dumps(item, default=str, sort_keys=True) for item in items]
+        (job.folder / f"samples_{task}_0.jsonl").write_text("\n".join(lines) + "\n")
+    return {
+        "metrics": _metrics(results["results"]),
+        "num_items": {task: len(items) for task, items in samples.items()},
+        "model_digest": job.inputs["train"].summary["model_digest"],
+    }
+
+
+STAGE = Stage("evaluate", 1, ("train", "prepare"), _settings, _run)
+
+
+def _held_out(job: Job) -> dict[str, Any]:
+    """The validation split as an lm-eval task.
+
+    A row's split never changes, so no version under comparison was trained on it.
+
+    Raises:
+        EvaluationError: There is no validation split.
+    """
+    examples = pq.ParquetFile(job.input_folder("prepare") / EXAMPLES)
+    tokenizer = load_tokenizer(job.input_folder("prepare") / TOKENIZER)
+    data = job.folder / HELD_OUT / "items.jsonl"
+    data.parent.mkdir()
+    count = 0
+    with data.open("w", encoding="utf-8") as file:
+        for batch in examples.iter_batches(columns=["instruction", "response", SPLIT]):
+            for row in batch.filter(pc.equal(batch[SPLIT], "validation")).to_pylist():
+                prompt, completion = render(tokenizer, row["instruction"], row["response"])
+                file.write(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
+                count += 1
+    if not count:
+        raise EvaluationError(
+            f"evaluate.tasks: {HELD_OUT!r} needs a validation split, and there is none.",
+            "Put `split: {validation: 0.05}` under prepare.transforms.",
+        )
+    return {
+        "task": HELD_OUT,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(data.parent)},
+        "test_split": "test",
+        "output_type": "loglikelihood",
+        "doc_to_text": "{{prompt}}",
+        "doc_to_target": "{{completion}}",
+        "target_delimiter": "",
+        "process_results": _bits_per_byte,
+        "metric_list": [
+            {
+                "metric": "bits_per_byte",
+                "aggregation": "bits_per_byte",
+                "higher_is_better": False,
+            }
+        ],
+    }
+
+
+def _bits_per_byte(doc: dict[str, Any], results: Any) -> dict[str, tuple[float, int]]:
+    """One item's log-likelihood and size, as lm-eval's ``bits_per_byte`` adds them up."""
+    (log_likelihood, _), *_ = results
+    return {"bits_per_byte": (log_likelihood, len(doc["completion"].encode()))}
+
+
+def _evaluate(
+    recipe: Recipe, model: Path, tasks: list[str | dict[str, Any]], advance: Advance
+) -> dict[str, Any]:
+    """Run lm-eval in this process.
+
+    Raises:
+        MissingExtra: lm_eval is not installed.
+        EvaluationError: A task does not exist, or cannot be loaded here.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    lm_eval = require("lm_eval", "evaluate")
+    for name in ("lm_eval", "lm-eval", "datasets", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    manager = _task_manager(recipe, [task for task in tasks if isinstance(task, str)])
+    try:
+        with _progress_of_lm_eval(advance):
+            results = lm_eval.simple_evaluate(
+                model="hf",
+                model_args=_model_args(model),
+                tasks=tasks,
+                task_manager=manager,
+                num_fewshot=recipe.evaluate.num_fewshot,
+                limit=recipe.evaluate.limit,
+                batch_size=recipe.evaluate.batch_size,
+                apply_chat_template=recipe.evaluate.apply_chat_template,
+                log_samples=True,
+                bootstrap_iters=0,
+                random_seed=recipe.seed,
+                numpy_random_seed=recipe.seed,
+                torch_random_seed=recipe.seed,
+                fewshot_random_seed=recipe.seed,
+            )
+    except (FileNotFoundError, ConnectionError, ValueError, KeyError) as error:
+        raise EvaluationError(
+            f"lm-eval could not run {', '.join(recipe.evaluate.tasks)}: "
+            f"{type(error).__name__}: {error}",
+            "A task from the hub needs the network; one of your own, its files in task_dir.",
+        ) from error
+    return dict(results)
+
+
+def _task_manager(recipe: Recipe, tasks: list[str]) -> Any:
+    """lm-eval's index of tasks, the recipe's own included.
+
+    Raises:
+        EvaluationError: A task does not exist.
+    """
+    from lm_eval.tasks import TaskManager
+
+    folder = _task_folder(recipe)
+    # Without this, lm-eval indexes its own 14,000 tasks, which takes seconds.
+    own_only = all(folder is not None and _defines(folder, task) for task in tasks)
+    manager = TaskManager(
+        include_path=None if folder is None else str(folder), include_defaults=not own_only
+    )
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown:
+        raise EvaluationError(
+            f"evaluate.tasks: {unknown[0]!r} is not a task."
+            f"{did_you_mean(unknown[0], _near(unknown[0], manager.all_tasks))}"
+        )
+    return manager
+
+
+@contextmanager
+def _progress_of_lm_eval(advance: Advance) -> Iterator[None]:
+    """Show lm-eval's own bar as ours, and keep its search for git off the terminal.
+
+    It offers no hook for either, so the names it calls are replaced while it runs.
+    """
+    import lm_eval.api.model as base
+    import lm_eval.evaluator
+    import lm_eval.models.huggingface as model
+
+    class Counted:
+        def __init__(self, iterable: Any = (), total: int | None = None, **_: Any) -> None:
+            self._iterable = iterable
+            advance.expect(total if total is not None else len(iterable))
+
+        def __iter__(self) -> Iterator[Any]:
+            for item in self._iterable:
+                yield item
+                advance(1)
+
+        def update(self, count: int = 1) -> None:
+            advance(count)
+
+        def close(self) -> None:
+            """The bar belongs to the stage."""
+
+    def uncounted(iterable: Any, **_: Any) -> Any:
+        return iterable
+
+    replaced: list[tuple[Any, str, Any]] = [
+        (model, "tqdm", Counted),
+        (base, "tqdm", uncounted),
+        (lm_eval.evaluator, "get_git_commit_hash", lambda: ""),
+    ]
+    kept = [(module, name, getattr(module, name, None)) for module, name, _ in replaced]
+    try:
+        for module, name, ours in replaced:
+            setattr(module, name, ours)
+        yield
+    finally:
+        for module, name, theirs in kept:
+            setattr(module, name, theirs)
+
+
+def _model_args(model: Path) -> dict[str, Any]:
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    return {
+        "pretrained": str(model),
+        "dtype": "bfloat16" if on_gpu else "float32",
+        "device": "cuda" if on_gpu else "cpu",
+        "trust_remote_code": False,
+    }
+
+
+def _defines(folder: Path, task: str) -> bool:
+    return any(f"task: {task}" in path.read_text() for path in folder.rglob("*.yaml"))
+
+
+def _near(name: str, known: list[str]) -> list[str]:
+    """A few of lm-eval's thousands of names, to show."""
+    import difflib
+
+    return difflib.get_close_matches(name, known, n=5, cutoff=0.4) or sorted(known)[:5]
+
+
+def _metrics(results: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """``TASK/METRIC`` -> value, without standard errors and filters' names."""
+    return {
+        f"{task}/{key.split(',')[0]}": float(value)
+        for task, metrics in sorted(results.items())
+        for key, value in sorted(metrics.items())
+        if "," in key and "stderr" not in key and isinstance(value, int | float)
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, default=str), encoding="utf-8")

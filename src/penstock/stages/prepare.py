@@ -1,0 +1,181 @@
+"""Prepare: valid rows become examples with token ids, a loss mask and a split.
+
+The result is one folder: the examples, a ledger row for every row that was
+removed on the way, and the tokenizer. It is made anew from all valid rows, so
+it is a function of the data version and the recipe alone, byte for byte.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from penstock import registry
+from penstock.artifacts import store_errors
+from penstock.engines.base import Prepared, Rows, StreamedRows, run_transforms
+from penstock.errors import PenstockError, SourceError
+from penstock.recipe import Recipe, canonical
+from penstock.stages.base import Job, Pinned, Stage
+from penstock.stages.validate import valid_tables
+from penstock.tables import Table, conform
+from penstock.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from penstock.transforms.base import REMOVED_SCHEMA, ROW_ID
+from penstock.transforms.tokenize import Tokenize, TokenizeOptions
+
+EXAMPLES = "examples.parquet"
+REMOVED = "removed.parquet"
+TOKENIZER = "tokenizer"
+SPLIT = "split"
+
+# More rows than this no longer change a vocabulary, and training it holds
+# all words it has seen in memory.
+TOKENIZER_ROWS = 100_000
+
+
+def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
+    steps = []
+    for config in recipe.prepare.transforms:
+        transform, options = recipe.plugin("transforms", config)
+        steps.append([config.type, transform.revision, canonical(options)])
+    section = canonical(recipe.prepare) | {"transforms": steps, "seed": recipe.seed}
+    if pinned.base is not None:
+        section["tokenizer"] = {"of": pinned.base.identity}
+    return section
+
+
+def _run(job: Job) -> dict[str, Any]:
+    scratch = job.folder / "scratch"
+    engine = registry.resolve("engines", job.recipe.prepare.engine)(scratch)
+    transforms = [_build(job, config) for config in job.recipe.prepare.transforms]
+    with store_errors(scratch), job.progress.track("prepare") as advance:
+        cleaned = run_transforms(engine, _valid_rows(job), transforms, advance)
+    num_kept = cleaned.num_rows - sum(cleaned.counts.values())
+    folder = _tokenizer(job, cleaned.kept, num_kept)
+    options = TokenizeOptions(folder=folder, max_length=job.recipe.prepare.max_length)
+    with store_errors(scratch), job.progress.track("tokenize") as advance:
+        tokenized = run_transforms(engine, cleaned.kept, [Tokenize(options)], advance)
+    splits = _write_examples(job.folder / EXAMPLES, tokenized.kept)
+    removed = _write_removed(job.folder / REMOVED, [cleaned, tokenized])
+    shutil.rmtree(scratch, ignore_errors=True)
+    return _summary(job, cleaned.num_rows, splits, removed)
+
+
+STAGE = Stage("prepare", 1, ("validate",), _settings, _run)
+
+
+def _build(job: Job, config: Any) -> Any:
+    transform, options = job.recipe.plugin("transforms", config)
+    return transform(options)
+
+
+def _valid_rows(job: Job) -> StreamedRows:
+    """All valid rows in ingest order, source after source.
+
+    Raises:
+        SourceError: Two sources have a column of one name and different types.
+    """
+    data = job.inputs["validate"].summary["data"]
+    tables = {
+        source: Table(job.store.table(job.recipe.name, name))
+        for source, name in valid_tables(job.recipe).items()
+    }
+    try:
+        schema = pa.unify_schemas(
+            [table.schema() for table in tables.values()], promote_options="permissive"
+        )
+    except pa.ArrowTypeError as error:
+        raise SourceError(
+            f"The sources have a column of the same name but different types: {error}",
+            "Rename it in one of them, under `columns`.",
+        ) from None
+
+    def read() -> Iterator[pa.RecordBatch]:
+        for source, table in tables.items():
+            for batch in table.scan(upto=data[source]):
+                yield conform(batch, schema)
+
+    return StreamedRows(schema, read)
+
+
+def _tokenizer(job: Job, rows: Rows, num_rows: int) -> Path:
+    """The tokenizer of the model to start from, or a new one from the training rows."""
+    folder = job.folder / TOKENIZER
+    section, base = job.recipe.prepare, job.pinned.base
+    if base is None:
+        with job.progress.track("train tokenizer"):
+            texts = _texts(rows, min(1.0, TOKENIZER_ROWS / max(1, num_rows)))
+            train_tokenizer(texts, section.tokenizer.vocab_size, section.chat_template, folder)
+        return folder
+    tokenizer = load_tokenizer(base.location, base.revision)
+    if section.chat_template is not None:
+        tokenizer.chat_template = section.chat_template
+    save_tokenizer(tokenizer, folder)
+    return folder
+
+
+def _texts(rows: Rows, share: float) -> Iterator[str]:
+    """Texts of the training rows, or of an even sample of them, chosen by row id."""
+    for table in rows.batches():
+        if SPLIT in table.column_names:
+            table = table.filter(pc.equal(table[SPLIT], "train"))
+        if share < 1:
+            draws = [int(row_id[:8], 16) / 2**32 for row_id in table[ROW_ID].to_pylist()]
+            table = table.filter(pa.array([draw < share for draw in draws]))
+        for column in ("instruction", "response"):
+            yield from table[column].to_pylist()
+
+
+def _write_examples(path: Path, rows: Rows) -> dict[str, int]:
+    """Write the examples; returns how many rows each split has."""
+    splits: dict[str, int] = {}
+    writer: pq.ParquetWriter | None = None
+    with store_errors(path):
+        for table in rows.batches():
+            if SPLIT not in table.column_names:
+                table = table.append_column(SPLIT, pa.repeat("train", table.num_rows))
+            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+            writer.write_table(table)
+            for count in pc.value_counts(table[SPLIT]).to_pylist():
+                splits[count["values"]] = splits.get(count["values"], 0) + count["counts"]
+        if writer is None or not splits.get("train"):
+            raise SourceError(
+                "No row is left to train on after preparation.",
+                "See which step removed them with: penstock show RUN",
+            )
+        writer.close()
+    return splits
+
+
+def _write_removed(path: Path, passes: Iterable[Prepared]) -> dict[str, int]:
+    """Write the ledger of removed rows; returns how many each step removed."""
+    steps: dict[str, int] = {}
+    with store_errors(path), pq.ParquetWriter(path, REMOVED_SCHEMA, compression="zstd") as writer:
+        for prepared in passes:
+            for table in prepared.removed_batches():
+                writer.write_table(table.cast(REMOVED_SCHEMA))
+            for step, count in prepared.counts.items():
+                steps[step] = steps.get(step, 0) + count
+    return steps
+
+
+def _summary(
+    job: Job, total: int, splits: dict[str, int], removed: dict[str, int]
+) -> dict[str, Any]:
+    kept, gone = sum(splits.values()), sum(removed.values())
+    if kept + gone != total:
+        raise PenstockError(
+            f"Rows do not add up: {total:,} in, {kept:,} kept, {gone:,} removed.",
+            "A transform lost or doubled rows without saying so; nothing was committed.",
+        )
+    return {
+        "rows": {"in": total, "removed": gone, "out": kept},
+        "splits": splits,
+        "removed": removed,
+        "data": dict(job.inputs["validate"].summary["data"]),
+    }

@@ -1,0 +1,56 @@
+"""Register: a model that passed the gate becomes a version with a number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from penstock.artifacts import damaged_files
+from penstock.errors import StoreError
+from penstock.ledger import ModelVersion
+from penstock.recipe import Recipe
+from penstock.stages.base import Job, Pinned, Stage
+from penstock.stages.train import MODEL
+from penstock.tracking import Tracker
+
+
+def data_version(data: dict[str, int]) -> str:
+    """The data a model was trained on, as people and headers name it: ``docs@3``."""
+    return ",".join(f"{source}@{version}" for source, version in sorted(data.items()))
+
+
+def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
+    return {"model": recipe.model_name}
+
+
+def _run(job: Job) -> dict[str, Any]:
+    trained = job.inputs["train"]
+    folder = job.store.folder(trained) / MODEL
+    damaged = damaged_files(folder)
+    if damaged:
+        raise StoreError(
+            f"{folder} is damaged: {', '.join(damaged)}.",
+            "Train it again: penstock run --force train",
+        )
+    name = job.recipe.model_name
+    version = Tracker(job.recipe, job.store).register(
+        name,
+        trained.summary["model_digest"],
+        folder,
+        trained.summary["mlflow_run"],
+        {"penstock.run": trained.run_id, "penstock.train": trained.fingerprint},
+    )
+    model = job.ledger.add_model(
+        ModelVersion(
+            name=name,
+            version=version,
+            train_fingerprint=trained.fingerprint,
+            digest=trained.summary["model_digest"],
+            path=f"{trained.path}/{MODEL}",
+            run_id=trained.run_id,
+            data_version=data_version(dict(trained.summary["data"])),
+        )
+    )
+    return {"model": name, "version": model.version}
+
+
+STAGE = Stage("register", 1, ("train", "gate"), _settings, _run)

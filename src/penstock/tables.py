@@ -1,0 +1,376 @@
+"""Delta tables that take each piece of input exactly once.
+
+A transaction entry (stream, position) is committed together with the rows, and
+a position that is already there is skipped. Delta itself does not refuse a
+replayed entry, so two things make this safe: the position is read from the same
+handle that commits, and commits are never rebased (``max_commit_retries=0``):
+if another writer got in between, the commit fails and the caller looks again.
+Not rebasing also means that a commit's version is known beforehand, so every
+row can carry the version that brought it.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from penstock.artifacts import store_errors
+from penstock.errors import StoreError
+
+VERSION = "_version"  # int64: the version that brought the row
+ROW = "_row"  # int64: its place among the rows of that version
+BATCH_ROWS = 16_384
+FILE_BYTES = 256 << 20  # of rows in memory, before Parquet makes them smaller
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a stream has come."""
+
+    stream: str
+    value: int
+
+
+class Table:
+    """One append-only Delta table in the store."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def version(self) -> int:
+        """The newest version, -1 before the first."""
+        handle = self._handle()
+        return -1 if handle is None else int(handle.version())
+
+    def position(self, stream: str) -> int:
+        """The committed position of ``stream``, -1 before the first."""
+        return _committed(self._handle(), stream)
+
+    def count_rows(self) -> int:
+        """How many rows the newest version holds, from the log alone."""
+        handle = self._handle()
+        return 0 if handle is None else int(handle.count())
+
+    def schema(self) -> pa.Schema:
+        """The columns; empty before the first commit."""
+        handle = self._handle()
+        return pa.schema([]) if handle is None else handle.to_pyarrow_dataset().schema
+
+    def append_once(
+        self,
+        position: Position,
+        schema: pa.Schema,
+        batches: Callable[[int], Iterable[pa.RecordBatch]],
+    ) -> bool:
+        """Append rows and a position in one commit, unless the position is there.
+
+        Args:
+            position: Skipped when the stream is already at or beyond it.
+            schema: Of all batches; columns the table lacks are added to it.
+            batches: Called with the version the commit will have.
+
+        Returns:
+            Whether rows were committed.
+
+        Raises:
+            StoreError: The disk refuses, or another writer kept getting in between.
+        """
+        for _ in range(5):
+            if self.position(position.stream) >= position.value:
+                return False
+            if self._try_append(position, schema, batches):
+                return True
+        raise StoreError(
+            f"Table {self.path} is being written by another process.",
+            "Let the other run finish, then run again.",
+        )
+
+    def scan(
+        self,
+        after: int = -1,
+        upto: int | None = None,
+        columns: list[str] | None = None,
+        batch_rows: int = BATCH_ROWS,
+    ) -> Iterator[pa.RecordBatch]:
+        """Rows that versions ``after + 1 .. upto`` brought, in the order they came.
+
+        Files are read one after the other, so memory stays at one row group.
+        Rows older than a column hold null in it. The log is read at once, not
+        on the first row: Delta's writer, which may be what consumes the rows,
+        does not allow its library to be called from inside.
+        """
+        handle = self._handle()
+        if handle is None:
+            return iter(())
+        schema = handle.to_pyarrow_dataset().schema
+        if columns is not None:
+            schema = pa.schema([schema.field(name) for name in columns if name in schema.names])
+        paths = self._files_in_order(handle, after, upto)
+        return (
+            conform(batch, schema)
+            for path in paths
+            for batch in _file_rows(path, after, upto, schema.names, batch_rows)
+        )
+
+    def sweep(self) -> int:
+        """Delete files that no version refers to: what a killed write left.
+
+        Only the holder of the claim on this table's stage may call this.
+
+        Returns:
+            How many files were deleted.
+        """
+        handle = self._handle()
+        known = set() if handle is None else {Path(uri).name for uri in handle.file_uris()}
+        # A killed write of a large file leaves "*.parquet#1", a killed commit leaves
+        # "_delta_log/*.json#1": vacuum sees neither.
+        orphans = [path for path in self.path.glob("*.parquet*") if path.name not in known]
+        orphans += self.path.glob("_delta_log/*.json#*")
+        for path in orphans:
+            path.unlink(missing_ok=True)
+        return len(orphans)
+
+    def _handle(self) -> Any:
+        from deltalake import DeltaTable
+
+        if not (self.path / "_delta_log").exists():
+            return None
+        return DeltaTable(self.path) if DeltaTable.is_deltatable(str(self.path)) else None
+
+    def _try_append(
+        self,
+        position: Position,
+        schema: pa.Schema,
+        batches: Callable[[int], Iterable[pa.RecordBatch]],
+    ) -> bool:
+        from deltalake import CommitProperties, Transaction
+        from deltalake.exceptions import CommitFailedError
+
+        rows, stored = _Rows(), _as_stored(schema)
+        try:
+            with store_errors(self.path):
+                handle = self._handle_with(stored)
+                if _committed(handle, position.stream) >= position.value:
+                    return False
+                rows.batches = iter(batches(handle.version() + 1))
+                handle.create_write_transaction(
+                    _write_files(self.path, stored, rows),
+                    "append",
+                    stored,
+                    commit_properties=CommitProperties(
+                        app_transactions=[Transaction(position.stream, position.value)],
+                        max_commit_retries=0,
+                    ),
+                )
+        except CommitFailedError:
+            return False
+        except StoreError:
+            if rows.error is not None:
+                raise rows.error from rows.error.__cause__
+            raise
+        return True
+
+    def _handle_with(self, schema: pa.Schema) -> Any:
+        """The newest state of a table that has all columns of ``schema``.
+
+        Creating it and adding columns are commits without rows, harmless when
+        nothing follows them.
+        """
+        from deltalake import DeltaTable, Schema
+
+        handle = self._handle()
+        wanted = Schema.from_arrow(schema)
+        if handle is None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            DeltaTable.create(self.path, wanted, mode="ignore")
+            handle = self._handle()
+        have = {field.name: field.type for field in handle.schema().fields}
+        # A known column is in here when its objects gained keys.
+        new = [field for field in wanted.fields if have.get(field.name) != field.type]
+        if new:
+            handle.alter.add_columns(new)
+        return handle
+
+    def _files_in_order(self, handle: Any, after: int, upto: int | None) -> list[str]:
+        """Paths of the files that can hold the asked versions, oldest first."""
+        actions = pa.table(handle.get_add_actions(flatten=True)).to_pylist()
+        low, high, row = f"min.{VERSION}", f"max.{VERSION}", f"min.{ROW}"
+        last = float("inf") if upto is None else upto
+        wanted = [action for action in actions if action[high] > after and action[low] <= last]
+        wanted.sort(key=lambda action: (action[low], action[row]))
+        return [str(self.path / action["path"]) for action in wanted]
+
+
+def _committed(handle: Any, stream: str) -> int:
+    value = None if handle is None else handle.transaction_version(stream)
+    return -1 if value is None else int(value)
+
+
+class _Rows:
+    """Batches that remember their own error, apart from those of writing them."""
+
+    def __init__(self) -> None:
+        self.batches: Iterator[pa.RecordBatch] = iter(())
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        try:
+            # An empty batch would make a file without a range of versions.
+            yield from (batch for batch in self.batches if batch.num_rows)
+        except Exception as error:
+            self.error = error
+            raise
+
+
+def _as_stored(schema: pa.Schema) -> pa.Schema:
+    """A schema as Delta keeps it: no unsigned integers, no dictionaries, microseconds.
+
+    Version and place come first: files are chosen and ordered by them, and Delta
+    keeps statistics of 32 columns, and of none that comes after an object.
+    """
+    first = [name for name in (VERSION, ROW) if name in schema.names]
+    rest = [name for name in schema.names if name not in first]
+    return pa.schema([(n, _stored_type(schema.field(n).type)) for n in [*first, *rest]])
+
+
+def _stored_type(type_: pa.DataType) -> pa.DataType:
+    types = pa.types
+    if types.is_timestamp(type_):
+        return pa.timestamp("us", type_.tz)
+    if types.is_struct(type_):
+        return pa.struct([(field.name, _stored_type(field.type)) for field in type_])
+    if types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_):
+        return pa.list_(_stored_type(type_.value_type))
+    if types.is_dictionary(type_):
+        return _stored_type(type_.value_type)
+    plain = (
+        (types.is_unsigned_integer, pa.int64()),
+        (types.is_large_string, pa.string()),
+        (types.is_string_view, pa.string()),
+        (types.is_large_binary, pa.binary()),
+        (types.is_date, pa.date32()),
+        (types.is_float16, pa.float32()),
+    )
+    return next((stored for is_, stored in plain if is_(type_)), type_)
+
+
+def _write_files(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> list[Any]:
+    """Write data files, in order, that a commit can then name.
+
+    Delta's own writer shuffles the batches of a commit among its threads; the
+    order of rows decides which of two duplicates is kept, so it must stay.
+    Files that no commit came to name are swept later.
+    """
+    actions: list[Any] = []
+    rest = iter(batches)
+    while (batch := next(rest, None)) is not None:
+        actions.append(_write_file(path, schema, chain([batch], rest)))
+    return actions
+
+
+def _write_file(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Any:
+    """Write one file of at most about ``FILE_BYTES``; returns Delta's action to add it."""
+    import pyarrow.parquet as pq
+    from deltalake.transaction import AddAction
+
+    name = f"part-{uuid.uuid4()}.parquet"
+    spans = _Spans()
+    with pq.ParquetWriter(path / name, schema, compression="zstd") as writer:
+        num_bytes = 0
+        while num_bytes < FILE_BYTES and (batch := next(batches, None)) is not None:
+            spans.add(batch)
+            writer.write_batch(conform(batch, schema))
+            num_bytes += batch.nbytes
+    status = (path / name).stat()
+    return AddAction(name, status.st_size, {}, int(status.st_mtime * 1000), True, spans.as_json())
+
+
+class _Spans:
+    """The range of versions and places in a file, by which a scan finds and orders files."""
+
+    def __init__(self) -> None:
+        self._num_rows = 0
+        self._low: dict[str, int] = {}
+        self._high: dict[str, int] = {}
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Count a batch in."""
+        import pyarrow.compute as pc
+
+        self._num_rows += batch.num_rows
+        for name in (VERSION, ROW):
+            span = pc.min_max(batch[name]).as_py()
+            self._low[name] = min(self._low.get(name, span["min"]), span["min"])
+            self._high[name] = max(self._high.get(name, span["max"]), span["max"])
+
+    def as_json(self) -> str:
+        """Delta's statistics of one file."""
+        return json.dumps(
+            {
+                "numRecords": self._num_rows,
+                "minValues": self._low,
+                "maxValues": self._high,
+                "nullCount": dict.fromkeys(self._low, 0),
+            }
+        )
+
+
+def _file_rows(
+    path: str, after: int, upto: int | None, columns: list[str], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        present = set(file.schema_arrow.names)
+        read = [name for name in dict.fromkeys([*columns, VERSION]) if name in present]
+        for batch in file.iter_batches(batch_size=batch_rows, columns=read):
+            keep = pc.greater(batch[VERSION], after)
+            if upto is not None:
+                keep = pc.and_(keep, pc.less_equal(batch[VERSION], upto))
+            kept = batch.filter(keep)
+            if kept.num_rows:
+                yield kept
+
+
+def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Give ``batch`` exactly the columns of ``schema``: cast, or null where it has none.
+
+    Raises:
+        pyarrow.ArrowInvalid: A value does not fit the column's type.
+    """
+    columns = [
+        # Delta counts time in microseconds, and drops what is finer.
+        batch[field.name].cast(field.type, safe=not pa.types.is_timestamp(field.type))
+        if field.name in batch.schema.names
+        else pa.nulls(batch.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def numbered(
+    batches: Iterable[pa.RecordBatch], version: int, schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    """Stamp rows with the version that brings them and their place in it."""
+    start = 0
+    for batch in batches:
+        stamped = batch
+        for name, values in (
+            (VERSION, pa.repeat(pa.scalar(version, pa.int64()), batch.num_rows)),
+            (ROW, pa.array(range(start, start + batch.num_rows), pa.int64())),
+        ):
+            stamped = (
+                stamped.set_column(stamped.schema.get_field_index(name), name, values)
+                if name in stamped.schema.names
+                else stamped.append_column(name, values)
+            )
+        start += batch.num_rows
+        yield conform(stamped, schema)

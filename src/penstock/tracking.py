@@ -1,0 +1,190 @@
+"""MLflow as the stages see it: training runs, registered versions, aliases.
+
+The ledger decides; MLflow mirrors it, for people and for tools that read it.
+Everything here can be called again after a crash: what is already there is
+found by its fingerprint tag, not made twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penstock.artifacts import store_errors
+from penstock.errors import PenstockError
+from penstock.registry import require
+
+if TYPE_CHECKING:
+    from penstock.artifacts import Store
+    from penstock.launchers.base import Trained
+    from penstock.recipe import Recipe
+
+_TAG = "penstock.fingerprint"
+_DIGEST_TAG = "penstock.digest"
+
+
+class Tracker:
+    """A connection to MLflow.
+
+    Raises:
+        MissingExtra: mlflow is not installed.
+    """
+
+    def __init__(self, recipe: Recipe, store: Store) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
+        require("mlflow", "registry")
+        for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        from mlflow.tracking import MlflowClient
+
+        self._artifacts = None if recipe.tracking else (store.root / "mlflow").as_uri()
+        self.uri = recipe.database(recipe.tracking or f"sqlite:///{_database(store.root)}")
+        self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        self._recipe = recipe
+
+    def log_run(
+        self,
+        fingerprint: str,
+        params: dict[str, Any],
+        history: list[dict[str, float]],
+        metrics: dict[str, float],
+    ) -> str:
+        """Log a training; one that a crash cut short is replaced.
+
+        Returns:
+            MLflow's run id.
+        """
+        with _said(self.uri):
+            experiment = self._experiment()
+            for run in self._client.search_runs([experiment], f"tags.`{_TAG}` = '{fingerprint}'"):
+                self._client.delete_run(run.info.run_id)
+            run = self._client.create_run(experiment, tags={_TAG: fingerprint})
+            run_id = str(run.info.run_id)
+            self._log(run_id, params, history, metrics)
+            self._client.set_terminated(run_id)
+        return run_id
+
+    def register(
+        self, name: str, digest: str, source: Path, run_id: str, tags: dict[str, str]
+    ) -> int:
+        """Register a model's files as a version, once for each digest.
+
+        Returns:
+            The version's number.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with _said(self.uri):
+            try:
+                self._client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            for version in self._client.search_model_versions(f"name = '{name}'"):
+                if version.tags.get(_DIGEST_TAG) == digest:
+                    return int(version.version)
+            made = self._client.create_model_version(
+                name, source.as_uri(), run_id, tags={**tags, _DIGEST_TAG: digest}
+            )
+            return int(made.version)
+
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        """Point MLflow's alias where the ledger's pointer points."""
+        with _said(self.uri):
+            self._client.set_registered_model_alias(name, alias, str(version))
+
+    def _experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        name = self._recipe.name
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        try:
+            return str(self._client.create_experiment(name, artifact_location=self._artifacts))
+        except MlflowException:  # another process was first
+            return str(self._client.get_experiment_by_name(name).experiment_id)
+
+    def _log(
+        self,
+        run_id: str,
+        params: dict[str, Any],
+        history: list[dict[str, float]],
+        metrics: dict[str, float],
+    ) -> None:
+        from mlflow.entities import Metric, Param
+
+        now_ms = int(time.time() * 1000)
+        points = [
+            Metric(name, value, now_ms, int(entry["step"]))
+            for entry in history
+            for name, value in entry.items()
+            if name != "step"
+        ]
+        points += [Metric(name, value, now_ms, 0) for name, value in metrics.items()]
+        listed = [Param(name, str(value)[:500]) for name, value in params.items()]
+        # MLflow takes at most 1,000 metrics and 100 params in one call.
+        self._client.log_batch(run_id, params=listed[:100])
+        for start in range(0, len(points), 1000):
+            self._client.log_batch(run_id, metrics=points[start : start + 1000])
+
+
+def _database(root: Path) -> Path:
+    """MLflow's database in the store; appears as a whole, or not at all.
+
+    MLflow makes its tables by some hundred migrations, each a transaction of its
+    own, and refuses a database in which it was killed between two of them.
+    """
+    path = root / "mlflow.db"
+    if path.exists():
+        return path
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    new = root / "mlflow.db.new"
+    with store_errors(path), (root / "mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when this process ends, however it ends
+        if not path.exists():
+            for left in root.glob(f"{new.name}*"):
+                left.unlink()
+            SqlAlchemyStore(f"sqlite:///{new}", (root / "mlflow").as_uri()).engine.dispose()
+            os.replace(new, path)
+    return path
+
+
+class _said:  # reads as a statement: with _said(uri)
+    """Turns MLflow's errors into ours, naming the server."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        from mlflow.exceptions import MlflowException
+
+        if isinstance(error, MlflowException):
+            first = str(error).splitlines()[0]
+            raise PenstockError(
+                f"MLflow refused: {first}", "Check `tracking` in the recipe, and that it is up."
+            ) from error
+
+
+def log_training(
+    recipe: Recipe,
+    store: Store,
+    fingerprint: str,
+    settings: dict[str, Any],
+    trained: Trained,
+) -> str:
+    """Log a finished training to MLflow; returns the run id."""
+    metrics = {"num_steps": trained.num_steps, "train_loss": trained.train_loss}
+    if trained.validation_loss is not None:
+        metrics["validation_loss"] = trained.validation_loss
+    tracker = Tracker(recipe, store)
+    return tracker.log_run(fingerprint, settings, trained.history, metrics)

@@ -1,0 +1,144 @@
+"""What every source must do. To check another one, add a case to ``CASES``.
+
+A case makes some input in a folder and returns the source that reads it; the
+input must hold at least one row and, where the format can have them, one piece
+that is not a row.
+"""
+
+import gzip
+import json
+import pickle
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from penstock.sources.base import ORIGIN, RESERVED, DeadLetter, Options, Unit
+from penstock.sources.files import FilesSource
+
+MAX_BATCH_ROWS = 20_000
+NUM_ROWS = 12_345
+
+
+def _jsonl() -> bytes:
+    lines = [json.dumps({"instruction": f"q{i}", "n": i}) for i in range(NUM_ROWS)]
+    return "\n".join(["not json", *lines]).encode()
+
+
+def files_jsonl(folder):
+    (folder / "a.jsonl").write_bytes(_jsonl())
+    (folder / "b.jsonl").write_bytes(b'{"instruction": "one more"}\n')
+    return FilesSource(FilesSource.Options(paths="*.jsonl"), folder)
+
+
+def files_jsonl_gz(folder):
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(_jsonl(), mtime=0))
+    return FilesSource(FilesSource.Options(paths="*.gz"), folder)
+
+
+def files_csv(folder):
+    lines = ["instruction,n", *(f"q{i},{i}" for i in range(NUM_ROWS)), "ragged"]
+    (folder / "a.csv").write_text("\n".join(lines))
+    return FilesSource(FilesSource.Options(paths="a.csv"), folder)
+
+
+def files_parquet(folder):
+    table = pa.table({"instruction": [f"q{i}" for i in range(NUM_ROWS)]})
+    pq.write_table(table, folder / "a.parquet")
+    return FilesSource(FilesSource.Options(paths="a.parquet"), folder)
+
+
+CASES = [files_jsonl, files_jsonl_gz, files_csv, files_parquet]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.__name__)
+def make(request, tmp_path):
+    """Builds the source anew, as another process would."""
+    return lambda: request.param(tmp_path)
+
+
+def batches_of(source, unit):
+    return [piece for piece in source.read(unit) if isinstance(piece, pa.RecordBatch)]
+
+
+def test_the_same_input_gives_the_same_units(make):
+    units = make().snapshot()
+    assert units
+    assert make().snapshot() == units
+
+
+def test_no_two_units_share_a_place_on_a_stream(make):
+    units = make().snapshot()
+    assert len({(unit.stream, unit.position) for unit in units}) == len(units)
+
+
+def test_a_unit_survives_pickling_and_can_be_read_by_another_process(make):
+    for unit in make().snapshot():
+        copy = pickle.loads(pickle.dumps(unit))
+        assert isinstance(copy, Unit)
+        assert copy == unit
+        assert list(make().read(copy))
+
+
+def test_reading_twice_gives_the_same_rows_and_letters_in_the_same_order(make):
+    source = make()
+    for unit in source.snapshot():
+        first, second = list(source.read(unit)), list(make().read(unit))
+        assert [p for p in first if isinstance(p, DeadLetter)] == [
+            p for p in second if isinstance(p, DeadLetter)
+        ]
+        rows = [[p for p in pieces if not isinstance(p, DeadLetter)] for pieces in (first, second)]
+        assert pa.Table.from_batches(rows[0]).equals(pa.Table.from_batches(rows[1]))
+
+
+def test_every_row_says_where_it_came_from_and_no_two_say_the_same(make):
+    source = make()
+    origins = []
+    for unit in source.snapshot():
+        for piece in source.read(unit):
+            if isinstance(piece, DeadLetter):
+                origins.append(piece.origin)
+            else:
+                assert piece.schema.field(ORIGIN).type == pa.string()
+                assert piece[ORIGIN].null_count == 0
+                origins += piece[ORIGIN].to_pylist()
+    assert len(set(origins)) == len(origins) > 0
+
+
+def test_batches_are_bounded_and_never_empty(make):
+    source = make()
+    for unit in source.snapshot():
+        for batch in batches_of(source, unit):
+            assert 0 < batch.num_rows <= MAX_BATCH_ROWS
+
+
+def test_a_batch_holds_no_reserved_column_but_the_origin(make):
+    source = make()
+    for unit in source.snapshot():
+        for batch in batches_of(source, unit):
+            assert set(batch.schema.names) & set(RESERVED) == {ORIGIN}
+
+
+def test_letters_give_a_reason_and_a_short_excerpt(make):
+    source = make()
+    for unit in source.snapshot():
+        for piece in source.read(unit):
+            if isinstance(piece, DeadLetter):
+                assert piece.reason
+                assert len(piece.excerpt) <= 200
+
+
+def test_reading_can_be_given_up_half_way(make):
+    source = make()
+    unit = source.snapshot()[0]
+    pieces = source.read(unit)
+    next(pieces)
+    pieces.close()
+    assert list(source.read(unit))
+
+
+def test_options_are_frozen_and_refuse_unknown_keys(make):
+    options = type(make()).Options
+    assert issubclass(options, Options)
+    assert options.model_config["extra"] == "forbid"
+    assert options.model_config["frozen"] is True

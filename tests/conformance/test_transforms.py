@@ -1,0 +1,167 @@
+"""What every transform must do. To check another one, add it to ``CASES``.
+
+Rows have text in ``instruction`` and ``response`` and a number in
+``quality_score``, each perhaps null, and an id of their own.
+"""
+
+import pickle
+import zlib
+from itertools import pairwise
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from penstock.sources.base import Options
+from penstock.transforms.base import REMOVED_SCHEMA, KeyedTransform, RowTransform
+from penstock.transforms.clean import Normalise
+from penstock.transforms.dedupe import ExactDedupe
+from penstock.transforms.filter import Filter
+from penstock.transforms.split import Split
+
+UNHURRIED = settings(
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+FILTER = {
+    "min_characters": {"response": 2},
+    "max_characters": {"response": 4},
+    "min_quality": 0.3,
+}
+CASES = [
+    Normalise(Normalise.Options()),
+    Filter(Filter.Options(**FILTER)),
+    ExactDedupe(ExactDedupe.Options()),
+    ExactDedupe(ExactDedupe.Options(columns=("quality_score",))),
+    Split(Split.Options(validation=0.5)),
+    Split(Split.Options(validation=0.5, by=("instruction",))),
+]
+SCHEMA = pa.schema(
+    [
+        ("_row_id", pa.string()),
+        ("instruction", pa.string()),
+        ("response", pa.string()),
+        ("quality_score", pa.float64()),
+    ]
+)
+
+TEXT = st.none() | st.text(st.sampled_from("ab \n\0\u0301"), max_size=5)
+SCORE = st.none() | st.sampled_from([0.0, 0.25, 0.5, 1.0])
+
+
+@st.composite
+def tables(draw):
+    rows = draw(st.lists(st.tuples(TEXT, TEXT, SCORE), max_size=25))
+    named = [dict(zip(SCHEMA.names[1:], row, strict=True)) for row in rows]
+    return pa.Table.from_pylist(
+        [{"_row_id": f"{i:032x}", **row} for i, row in enumerate(named)], schema=SCHEMA
+    )
+
+
+def name_of(transform):
+    return transform.name
+
+
+by_row = pytest.mark.parametrize(
+    "transform", [case for case in CASES if isinstance(case, RowTransform)], ids=name_of
+)
+by_key = pytest.mark.parametrize(
+    "transform", [case for case in CASES if isinstance(case, KeyedTransform)], ids=name_of
+)
+every = pytest.mark.parametrize("transform", CASES, ids=name_of)
+
+
+def apply(transform, rows):
+    if isinstance(transform, KeyedTransform):
+        return transform.keep(rows.append_column("_key", transform.key(rows)))
+    return transform(rows)
+
+
+def ids(rows):
+    return rows["_row_id"].to_pylist()
+
+
+def ledger(*outcomes):
+    """All removed rows, sorted: their order within a batch is the engine's work."""
+    entries = [entry for outcome in outcomes for entry in outcome.removed.to_pylist()]
+    return sorted(entries, key=lambda entry: entry["_row_id"])
+
+
+@every
+@UNHURRIED
+@given(tables())
+def test_every_row_is_either_kept_or_recorded_as_removed(transform, rows):
+    outcome = apply(transform, rows)
+    assert sorted(ids(outcome.kept) + ids(outcome.removed)) == ids(rows)
+    assert ids(outcome.kept) == sorted(ids(outcome.kept)), "kept rows changed their order"
+
+
+@every
+@UNHURRIED
+@given(tables())
+def test_the_ledger_names_the_step_and_gives_a_reason_and_evidence(transform, rows):
+    removed = apply(transform, rows).removed
+    assert removed.schema == REMOVED_SCHEMA
+    for entry in removed.to_pylist():
+        assert entry["step"] == transform.name
+        assert entry["reason"]
+        assert entry["evidence"]
+
+
+@by_row
+@UNHURRIED
+@given(tables(), st.lists(st.integers(0, 25), max_size=4))
+def test_however_rows_are_cut_into_batches_the_same_rows_come_out(transform, rows, cuts):
+    whole = transform(rows)
+    ends = [0, *sorted(min(cut, rows.num_rows) for cut in cuts), rows.num_rows]
+    parts = [transform(rows.slice(start, end - start)) for start, end in pairwise(ends)]
+    kept = pa.concat_tables([part.kept for part in parts])
+    assert kept.to_pylist() == whole.kept.to_pylist()
+    assert ledger(*parts) == ledger(whole)
+
+
+@by_key
+@UNHURRIED
+@given(tables(), st.integers(1, 4))
+def test_however_groups_are_put_together_the_same_rows_come_out(transform, rows, num_buckets):
+    keyed = rows.append_column("_key", transform.key(rows))
+    numbers = [zlib.crc32(key) % num_buckets for key in keyed["_key"].to_pylist()]
+    buckets = pa.array(numbers, pa.int64())
+    parts = [transform.keep(keyed.filter(pa.compute.equal(buckets, i))) for i in range(num_buckets)]
+    whole = transform.keep(keyed)
+    kept = [row for part in parts for row in part.kept.to_pylist()]
+    assert sorted(kept, key=lambda row: row["_row_id"]) == whole.kept.to_pylist()
+    assert ledger(*parts) == ledger(whole)
+
+
+@by_key
+@UNHURRIED
+@given(tables())
+def test_kept_rows_of_a_group_have_all_the_columns_they_came_with(transform, rows):
+    keyed = rows.append_column("_key", transform.key(rows))
+    assert transform.keep(keyed).kept.schema == keyed.schema
+
+
+@every
+@UNHURRIED
+@given(tables())
+def test_no_rows_have_the_same_columns_as_many(transform, rows):
+    assert apply(transform, rows).kept.schema == apply(transform, SCHEMA.empty_table()).kept.schema
+
+
+@every
+@UNHURRIED
+@given(tables())
+def test_a_transform_that_was_pickled_does_the_same(transform, rows):
+    copy = pickle.loads(pickle.dumps(transform))
+    copy.open()
+    assert apply(copy, rows).kept.equals(apply(transform, rows).kept)
+
+
+@every
+def test_a_transform_declares_its_name_revision_and_options(transform):
+    assert transform.name
+    assert transform.revision >= 1
+    assert issubclass(transform.Options, Options)

@@ -1,0 +1,39 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+# Modules that stand beside the tests and are shared by them.
+sys.path.insert(0, str(Path(__file__).parent))
+
+import postgres
+from penstock.ledger import Ledger
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """One server for each test process; tests get databases of their own in it."""
+    server = postgres.running()
+    try:
+        running = server.__enter__()
+    except postgres.Unavailable as reason:
+        pytest.skip(f"PostgreSQL: {reason}")
+    try:
+        yield running
+    finally:
+        server.__exit__(None, None, None)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request, tmp_path):
+    """The address of an empty database of each kind a ledger may live in."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    return request.getfixturevalue("postgres_server").new_schema()
+
+
+@pytest.fixture
+def ledger(ledger_url):
+    opened = Ledger(ledger_url)
+    yield opened
+    opened.close()

@@ -1,0 +1,3 @@
+from crash.runner import main
+
+main()

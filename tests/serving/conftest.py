@@ -1,0 +1,64 @@
+import contextlib
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import fake_backend
+from doubles import FAKE, Pointer, served
+from tiny_llama import save_tokenizer
+
+from penstock.serving.config import EmbeddingConfig, ServeConfig
+from penstock.serving.server import BackgroundServer
+
+
+@pytest.fixture(scope="session")
+def fake_folders(tmp_path_factory):
+    """Folders v1, v2 and v3 that the fake backend can load; context length 64."""
+    root = tmp_path_factory.mktemp("fake")
+    for number in (1, 2, 3):
+        folder = root / f"v{number}"
+        save_tokenizer(folder)
+        (folder / "config.json").write_text('{"max_position_embeddings": 64}')
+    return {number: root / f"v{number}" for number in (1, 2, 3)}
+
+
+@pytest.fixture
+def pointer(fake_folders):
+    return Pointer(served(fake_folders[1], 1))
+
+
+@pytest.fixture
+def gateway(fake_folders, pointer, tmp_path):
+    """Starts gateways in front of the fake backend; stops them after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(ready=True, **settings):
+            fake_backend.EVENTS.clear()
+            config = ServeConfig(
+                **{
+                    "model": "penny",
+                    "port": 0,
+                    "metrics_port": 0,
+                    "backend": FAKE,
+                    "embedding": EmbeddingConfig(
+                        model="vectors", backend=FAKE, folder=fake_folders[3]
+                    ),
+                    "poll_interval_s": 0.02,
+                    "cache_dir": tmp_path / "cache",
+                    **settings,
+                }
+            )
+            server = stack.enter_context(BackgroundServer(config, pointer))
+            if ready:
+                server.wait_ready(30)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def events():
+    return fake_backend.EVENTS

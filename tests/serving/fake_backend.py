@@ -1,0 +1,78 @@
+"""A backend without a model, whose answers say what the test needs to see.
+
+The text of the prompt is the order: ``"say TEXT"`` answers TEXT, ``"count N"``
+streams N tokens, ``"hang"`` gives one token and then waits until it is closed,
+``"break"`` fails. Anything else is answered with the folder's name.
+"""
+
+import asyncio
+import time
+from collections import Counter
+
+import numpy as np
+
+from penstock.errors import ServingError
+from penstock.serving.backends.base import Chunk
+
+EVENTS = Counter()
+LOAD_DELAY_S = {}
+
+
+class ByteTokenizer:
+    """One token is one byte."""
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def decode(self, token_ids, **_):
+        return bytes(token_ids).decode()
+
+
+class FakeBackend:
+    capabilities = frozenset({"generate", "embed"})
+
+    def __init__(self, files):
+        self._files = files
+        self._name = files.folder.name
+        self.closed = False
+
+    def load(self):
+        EVENTS[f"load {self._name}"] += 1
+        time.sleep(LOAD_DELAY_S.get(self._name, 0))
+        if (self._files.folder / "broken").exists():
+            raise ServingError(f"{self._name} is broken.")
+        assert self._files.text.vocab_size > 0
+        EVENTS["open"] += 1
+
+    async def generate(self, request):
+        EVENTS["started"] += 1
+        order, _, rest = self._files.text.decode(request.prompt_ids).strip().partition(" ")
+        try:
+            if order == "break":
+                raise RuntimeError("secret detail")
+            if order == "hang":
+                yield Chunk("first", (5,))
+                await asyncio.sleep(3600)
+            if order == "count":
+                for number in range(int(rest)):
+                    await asyncio.sleep(0.005)
+                    assert not self.closed
+                    yield Chunk(f"{self._name} {number}\n", (5,))
+                yield Chunk("", (), "stop")
+                return
+            yield Chunk(rest if order == "say" else self._name, (5,) * 3, "stop")
+        except (asyncio.CancelledError, GeneratorExit):
+            EVENTS["cancelled"] += 1
+            raise
+        finally:
+            EVENTS["ended"] += 1
+
+    async def embed(self, texts):
+        if texts == ["hang"]:
+            await asyncio.sleep(3600)
+        vectors = np.array([[len(text), 1.5, -2.0] for text in texts], dtype=np.float32)
+        return vectors, sum(map(len, texts))
+
+    def close(self):
+        EVENTS["open"] -= 1
+        self.closed = True

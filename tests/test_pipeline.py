@@ -1,0 +1,366 @@
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tiny_project
+from penstock import models
+from penstock.errors import LedgerError
+from penstock.ledger import Pointer
+from penstock.pipeline import NAMES, open_pipeline
+from penstock.stages.base import Silent
+from penstock.tracking import Tracker
+
+pytestmark = pytest.mark.slow
+ALWAYS = {"ingest.min_new_examples": 0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet():
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "TQDM_DISABLE": "1",
+        "GX_ANALYTICS_ENABLED": "false",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+@pytest.fixture(scope="module")
+def one_version(tmp_path_factory):
+    """A project whose first model serves. Not to be changed: take a copy."""
+    folder = tmp_path_factory.mktemp("one") / "project"
+    tiny_project.write_project(folder)
+    run_alone(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_versions(one_version, tmp_path_factory):
+    """The same after a second run: version 2 serves, version 1 did."""
+    folder = tmp_path_factory.mktemp("two") / "project"
+    shutil.copytree(one_version, folder)
+    tiny_project.write_rows(folder / "data" / "second.jsonl", 40, seed=2)
+    report, _ = run(folder)
+    assert report.status == "SUCCEEDED"
+    return folder
+
+
+@pytest.fixture
+def project(one_version, tmp_path):
+    return Path(shutil.copytree(one_version, tmp_path / "project"))
+
+
+@pytest.fixture
+def second(two_versions, tmp_path):
+    return Path(shutil.copytree(two_versions, tmp_path / "project"))
+
+
+def opened(folder, progress=None, **overrides):
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    return open_pipeline(folder / "recipe.yaml", dotted, progress)
+
+
+def run(folder, until=None, start=None, force=(), progress=None, **overrides):
+    """Run the loop; returns the report, and what each stage came to."""
+    pipeline = opened(folder, progress, **overrides)
+    try:
+        report = pipeline.run(until=until, start=start, force=force)
+    finally:
+        pipeline.ledger.close()
+    return report, {record.stage: record.outcome for record in report.stages}
+
+
+def penstock(folder, *arguments):
+    """Start the command line in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "penstock.cli", *arguments, "--recipe", "recipe.yaml"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_alone(folder, *arguments):
+    """Run as users do, where no other test's OpenMP decides the last bit of a sum."""
+    process = penstock(folder, "run", *arguments)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    pipeline = opened(folder)
+    return pipeline.report(pipeline.ledger.runs("tiny")[0].id)
+
+
+def outcomes(**changed):
+    """Every stage a hit, except for those named."""
+    return dict.fromkeys(NAMES, "hit") | {"baseline": "skipped"} | changed
+
+
+def pointer(folder):
+    return opened(folder).ledger.pointer("tiny")
+
+
+def versions(folder):
+    return [model.version for model in opened(folder).ledger.models("tiny")]
+
+
+def first_report(folder):
+    pipeline = opened(folder)
+    return pipeline.report(pipeline.ledger.runs("tiny")[-1].id)
+
+
+def alias_in_mlflow(folder):
+    with sqlite3.connect(folder / "store" / "mlflow.db") as connection:
+        return connection.execute("SELECT version FROM registered_model_aliases").fetchall()
+
+
+def test_an_unchanged_rerun_is_skipped_and_makes_no_new_model(project):
+    report, _ = run(project)
+    assert report.status == "SKIPPED"
+    assert report.message.startswith("0 new examples")
+    assert report.exit_code == 0
+    assert versions(project) == [1]
+
+
+def test_an_unchanged_rerun_that_need_not_wait_for_rows_is_all_hits(project):
+    report, came = run(project, ingest__min_new_examples=0)
+    assert came == outcomes()
+    assert report.status == "SUCCEEDED"
+    assert versions(project) == [1]
+    assert pointer(project) == Pointer(1, 1)
+
+
+def test_a_store_that_was_moved_keeps_its_hits(one_version, tmp_path):
+    moved = Path(shutil.copytree(one_version, tmp_path / "elsewhere"))
+    shutil.move(moved / "store", tmp_path / "another-disk")
+    place = {"store": str(tmp_path / "another-disk"), "ingest__min_new_examples": 0}
+    assert {one.node: one.action for one in opened(moved, **place).plan()} == {
+        name: "skip" if name == "baseline" else "hit" for name in NAMES
+    }
+    _, came = run(moved, **place)
+    assert came == outcomes()
+
+
+def test_a_changed_learning_rate_reruns_the_training_and_what_comes_after(project):
+    planned = {one.node: one for one in opened(project, train__learning_rate=0.02).plan()}
+    assert [planned[name].action for name in NAMES[:4]] == ["hit", "hit", "hit", "run"]
+    assert planned["train"].reason == "learning_rate changed"
+    assert planned["evaluate"].reason == "new train"
+    report, came = run(project, train__learning_rate=0.02)
+    assert [came[name] for name in NAMES[:4]] == ["hit", "hit", "hit", "ran"]
+    assert report.status == "SUCCEEDED"
+    assert versions(project) == [1, 2]
+
+
+def test_a_changed_floor_reruns_the_gate_alone(project):
+    floor = {"gate__min": {"which": 0.125}}
+    planned = {one.node: one for one in opened(project, **floor).plan()}
+    assert planned["gate"].reason.startswith("min")
+    report, came = run(project, **floor)
+    assert [came[name] for name in NAMES[:7]] == ["hit"] * 5 + ["skipped", "ran"]
+    assert report.status == "SUCCEEDED"
+    assert versions(project) == [1]
+    assert pointer(project) == Pointer(1, 1)
+
+
+def test_too_few_new_rows_wait_until_there_are_enough(project):
+    tiny_project.write_rows(project / "data" / "few.jsonl", 5, seed=2)
+    for _ in range(2):
+        report, came = run(project)
+        assert report.status == "SKIPPED"
+        assert "5 new examples" in report.message
+        assert "20 needed" in report.message
+        assert came["train"] == "skipped"
+    tiny_project.write_rows(project / "data" / "more.jsonl", 15, seed=3)
+    report, came = run(project)
+    assert report.status == "SUCCEEDED"
+    assert (came["ingest"], came["train"]) == ("ran", "ran")
+    assert versions(project) == [1, 2]
+    report, _ = run(project)
+    assert report.message.startswith("0 new examples")
+
+
+class Stops(Silent):
+    """Ctrl-C when a stage begins."""
+
+    def __init__(self, label):
+        self.label = label
+
+    def track(self, label, total=None):
+        if label == self.label:
+            raise KeyboardInterrupt
+        return super().track(label, total)
+
+
+def test_a_stopped_run_is_continued_although_there_are_no_newer_rows(project):
+    tiny_project.write_rows(project / "data" / "second.jsonl", 40, seed=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(project, progress=Stops("evaluate which"))
+    assert opened(project).ledger.runs("tiny")[0].status == "INTERRUPTED"
+    report, came = run(project)
+    assert report.status == "SUCCEEDED"
+    assert (came["train"], came["evaluate"]) == ("hit", "ran")
+    assert pointer(project) == Pointer(2, 2)
+
+
+def test_a_run_may_stop_after_a_stage(project):
+    tiny_project.write_rows(project / "data" / "second.jsonl", 40, seed=2)
+    report, came = run(project, until="prepare")
+    assert came == {"ingest": "ran", "validate": "ran", "prepare": "ran"}
+    assert report.message == "stopped after prepare, as asked"
+    # It trained nothing, so its rows still count as new.
+    assert run(project, until="train")[1]["train"] == "ran"
+
+
+def test_a_run_may_start_from_what_the_ledger_has(project):
+    # New rows are not looked at.
+    tiny_project.write_rows(project / "data" / "second.jsonl", 40, seed=2)
+    _, came = run(project, start="gate", force=["gate"])
+    assert came == outcomes(gate="ran")
+
+
+def test_a_run_cannot_start_after_a_stage_without_a_result(project):
+    with pytest.raises(LedgerError, match="--from starts after train"):
+        run(project, start="evaluate", train__learning_rate=0.02)
+
+
+def test_a_forced_stage_runs_again_and_changes_nothing(project):
+    before = pointer(project)
+    _, came = run(project, force=["train"])
+    assert came == outcomes(train="ran")
+    assert versions(project) == [1]
+    assert pointer(project) == before
+
+
+def test_a_block_is_a_result_and_leaves_what_serves(project):
+    report, came = run(project, gate__min={"which": 0.999})
+    assert report.status == "BLOCKED"
+    assert report.exit_code == 3
+    assert (came["register"], came["deploy"]) == ("skipped", "skipped")
+    notes = {record.stage: record.note for record in report.stages}
+    assert notes["deploy"] == "the gate said BLOCK"
+    assert pointer(project) == Pointer(1, 1)
+    # The same rows are not judged again until there are new ones.
+    assert run(project, gate__min={"which": 0.999})[0].status == "SKIPPED"
+
+
+def test_too_few_items_are_inconclusive(project):
+    strict = {"gate__on_inconclusive": "block", "gate__max_regression": 0.01}
+    report, came = run(project, train__learning_rate=0.02, **strict)
+    assert report.status == "INCONCLUSIVE"
+    assert report.exit_code == 4
+    assert came["deploy"] == "skipped"
+    assert pointer(project) == Pointer(1, 1)
+
+
+def test_a_candidate_is_compared_again_when_another_version_serves_by_now(second, monkeypatch):
+    pipeline = opened(second)
+    models.rollback(pipeline, None, "for the test")
+    tiny_project.write_rows(second / "data" / "third.jsonl", 40, seed=3)
+    register = Tracker.register
+
+    def meanwhile(self, *args):
+        """Somebody promotes version 2 while version 3 is being registered."""
+        if pointer(second).version == 1:
+            models.promote(opened(second), None, 2, "by somebody else")
+        return register(self, *args)
+
+    monkeypatch.setattr(Tracker, "register", meanwhile)
+    report, _ = run(second)
+    assert report.status == "SUCCEEDED"
+    moves = opened(second).ledger.history("tiny")
+    assert [(m.action, m.from_version, m.to_version) for m in moves] == [
+        ("promote", None, 1),
+        ("promote", 1, 2),
+        ("rollback", 2, 1),
+        ("promote", 1, 2),
+        ("promote", 2, 3),
+    ]
+    assert report.artifacts["gate"].summary["baseline_version"] == 2
+
+
+@pytest.mark.parametrize("needed", [20, 0])
+def test_a_rolled_back_version_is_not_promoted_again_by_an_unchanged_rerun(second, needed):
+    models.rollback(opened(second), None, "users complained")
+    report, came = run(second, ingest__min_new_examples=needed)
+    assert report.status == ("SKIPPED" if needed else "SUCCEEDED")
+    assert "ran" not in came.values()
+    assert pointer(second) == Pointer(1, 3)
+    assert alias_in_mlflow(second) == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "damage"),
+    [
+        ("train", "model/model.safetensors", "truncated"),
+        ("prepare", "examples.parquet", "deleted"),
+        ("evaluate", "results_0.json", "truncated"),
+        ("gate", "manifest.json", "deleted"),
+    ],
+)
+def test_a_damaged_result_is_made_again(project, stage, name, damage):
+    (path,) = (project / "store" / "artifacts" / stage).glob(f"*/{name}")
+    content = path.read_bytes()
+    path.unlink() if damage == "deleted" else path.write_bytes(content[:-7])
+    planned = {one.node: one for one in opened(project, ingest__min_new_examples=0).plan()}
+    assert planned[stage].reason == "its result is gone or damaged"
+    report, came = run(project, ingest__min_new_examples=0)
+    assert came == outcomes(**{stage: "ran"})
+    assert report.status == "SUCCEEDED"
+    assert path.read_bytes() == content
+    assert versions(project) == [1]
+    assert pointer(project) == Pointer(1, 1)
+
+
+def test_the_same_seed_makes_the_same_model_in_another_store_and_another_seed_does_not(
+    one_version, tmp_path
+):
+    tiny_project.write_project(tmp_path / "again")
+    wanted = first_report(one_version)
+    report = run_alone(tmp_path / "again", "--until", "train")
+    for name in ("ingest", "prepare", "train"):
+        assert report.artifacts[name].digest == wanted.artifacts[name].digest
+        assert report.artifacts[name].fingerprint == wanted.artifacts[name].fingerprint
+    other = run_alone(tmp_path / "again", "--until", "train", "--set", "seed=18")
+    assert (
+        other.artifacts["train"].summary["model_digest"]
+        != (wanted.artifacts["train"].summary["model_digest"])
+    )
+
+
+def test_two_runs_at_once_make_one_result(tmp_path):
+    tiny_project.write_project(tmp_path / "project")
+    both = [penstock(tmp_path / "project", "run") for _ in range(2)]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    ledger = opened(tmp_path / "project").ledger
+    # On a busy machine one may begin when the other has ended, and find nothing to do.
+    statuses = sorted(run.status for run in ledger.runs("tiny"))
+    assert statuses in (["SUCCEEDED", "SUCCEEDED"], ["SKIPPED", "SUCCEEDED"])
+    made = [s.stage for r in ledger.runs("tiny") for s in ledger.stages(r.id) if s.outcome == "ran"]
+    assert sorted(made) == sorted(set(NAMES) - {"baseline"})
+    assert versions(tmp_path / "project") == [1]
+    assert pointer(tmp_path / "project") == Pointer(1, 1)
+    assert not list((tmp_path / "project" / "store" / "staging").iterdir())
+
+
+def test_steps_in_processes_of_their_own_come_to_what_a_run_does(one_version, tmp_path):
+    folder = tmp_path / "project"
+    tiny_project.write_project(folder, tasks=one_version / "tasks")
+    run_id = opened(folder).start().id
+    for name in NAMES:
+        process = penstock(folder, "step", name, "--run", run_id)
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    wanted = first_report(one_version)
+    report = opened(folder).report(run_id)
+    assert (report.status, report.message) == (wanted.status, wanted.message)
+    assert report.artifacts.keys() == wanted.artifacts.keys()
+    digests = {name: made.digest for name, made in report.artifacts.items()}
+    wanted_digests = {name: made.digest for name, made in wanted.artifacts.items()}
+    del digests["validate"], wanted_digests["validate"]  # its report shows the time
+    assert digests == wanted_digests
+    assert pointer(folder) == Pointer(1, 1)
