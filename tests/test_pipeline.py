@@ -9,7 +9,9 @@ import pytest
 
 import tiny_project
 from penstock import models
-from penstock.errors import LedgerError
+from penstock.artifacts import damaged_files
+from penstock.errors import LedgerError, StoreError
+from penstock.launchers import loop
 from penstock.ledger import Pointer
 from penstock.pipeline import NAMES, open_pipeline
 from penstock.stages.base import Silent
@@ -71,7 +73,11 @@ def run(folder, until=None, start=None, force=(), progress=None, **overrides):
         report = pipeline.run(until=until, start=start, force=force)
     finally:
         pipeline.ledger.close()
-    return report, {record.stage: record.outcome for record in report.stages}
+    return report, came_to(report)
+
+
+def came_to(report):
+    return {record.stage: record.outcome for record in report.stages}
 
 
 def penstock(folder, *arguments):
@@ -148,7 +154,7 @@ def test_a_changed_learning_rate_reruns_the_training_and_what_comes_after(projec
     planned = {one.node: one for one in opened(project, train__learning_rate=0.02).plan()}
     assert [planned[name].action for name in NAMES[:4]] == ["hit", "hit", "hit", "run"]
     assert planned["train"].reason == "learning_rate changed"
-    assert planned["evaluate"].reason == "new train"
+    assert planned["evaluate"].reason == "depends on train, which has to run"
     report, came = run(project, train__learning_rate=0.02)
     assert [came[name] for name in NAMES[:4]] == ["hit", "hit", "hit", "ran"]
     assert report.status == "SUCCEEDED"
@@ -229,10 +235,55 @@ def test_a_run_cannot_start_after_a_stage_without_a_result(project):
 
 def test_a_forced_stage_runs_again_and_changes_nothing(project):
     before = pointer(project)
-    _, came = run(project, force=["train"])
-    assert came == outcomes(train="ran")
+    report = run_alone(project, "--force", "train")
+    assert came_to(report) == outcomes(train="ran")
     assert versions(project) == [1]
     assert pointer(project) == before
+
+
+def trains_otherwise(monkeypatch):
+    """As on a GPU, or on another machine: the same fingerprint, other weights."""
+    model_of = loop._model
+
+    def perturbed(*arguments):
+        model = model_of(*arguments)
+        next(model.parameters()).data += 0.001
+        return model
+
+    monkeypatch.setattr(loop, "_model", perturbed)
+
+
+def test_a_training_that_comes_out_otherwise_is_a_candidate_like_any_other(project, monkeypatch):
+    before = opened(project).ledger.model("tiny", 1)
+    trains_otherwise(monkeypatch)
+    loosely = {"gate__max_regression": 1.0, "gate__min": {"which": 0.0}}
+    report, came = run(project, force=["train"], **loosely)
+    assert (came["evaluate"], came["baseline"]) == ("ran", "hit"), "each model has its own"
+    assert report.status == "SUCCEEDED"
+    assert pointer(project) == Pointer(2, 2)
+    first, second = (opened(project).ledger.model("tiny", number) for number in (1, 2))
+    assert first == before
+    assert second.train_fingerprint == first.train_fingerprint
+    assert second.digest != first.digest
+    assert damaged_files(project / "store" / first.path) == []
+
+
+def test_a_damaged_model_that_serves_does_not_bar_its_successor(project, monkeypatch):
+    (weights,) = (project / "store" / "artifacts" / "train").glob("*/model/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-7])
+    trains_otherwise(monkeypatch)
+    loosely = {"gate__max_regression": 1.0, "gate__min": {"which": 0.0}}
+    run(project, ingest__min_new_examples=0, **loosely)
+    assert pointer(project) == Pointer(2, 2)
+
+
+def test_a_damaged_model_is_not_evaluated(project):
+    (weights,) = (project / "store" / "artifacts" / "train").glob("*/model/model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(StoreError, match=r"is damaged: model\.safetensors"):
+        run(project, force=["evaluate"])
 
 
 def test_a_block_is_a_result_and_leaves_what_serves(project):
@@ -307,8 +358,8 @@ def test_a_damaged_result_is_made_again(project, stage, name, damage):
     path.unlink() if damage == "deleted" else path.write_bytes(content[:-7])
     planned = {one.node: one for one in opened(project, ingest__min_new_examples=0).plan()}
     assert planned[stage].reason == "its result is gone or damaged"
-    report, came = run(project, ingest__min_new_examples=0)
-    assert came == outcomes(**{stage: "ran"})
+    report = run_alone(project, "--set", "ingest.min_new_examples=0")
+    assert came_to(report) == outcomes(**{stage: "ran"})
     assert report.status == "SUCCEEDED"
     assert path.read_bytes() == content
     assert versions(project) == [1]

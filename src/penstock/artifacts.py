@@ -242,7 +242,10 @@ def write_manifest(folder: Path) -> str:
 
 def damaged_files(folder: Path) -> list[str]:
     """Files whose content is no longer what the manifest says (reads everything)."""
-    manifest = json.loads((folder / MANIFEST).read_text())
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return [MANIFEST]
     return [
         name
         for name, entry in manifest.items()

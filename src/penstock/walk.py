@@ -140,7 +140,8 @@ class Walk:
         if artifact is not None:
             return Planned(node.name, print_, "hit", f"made by run {artifact.run_id}")
         if print_ is None:
-            return Planned(node.name, None, "run", "depends on a stage that has not run")
+            missing = next(name for name in node.stage.inputs if name not in self.found)
+            return Planned(node.name, None, "run", f"depends on {missing}, which has to run")
         return Planned(node.name, print_, "run", self._why(node))
 
     def _input_prints(self, node: Node) -> dict[str, str] | None:
@@ -153,10 +154,19 @@ class Walk:
         if any(name not in self.prints for name in names):
             return None
         prints = {name: self.prints[name] for name in names}
+        if node.stage is not evaluate.STAGE:
+            return prints
+        # An evaluation is of a model, whatever training led to it: a training made
+        # again may come out otherwise, and must not pass for the one that serves.
+        digest = self._evaluated_digest(node)
+        return None if digest is None else prints | {"train": digest}
+
+    def _evaluated_digest(self, node: Node) -> str | None:
+        """The digest of the model a node evaluates, once that model is there."""
         if node.name == "baseline":
             model = self._baseline()
-            return None if model is None else prints | {"train": model.train_fingerprint}
-        return prints
+            return None if model is None else model.digest
+        return self.found["train"].content if "train" in self.found else None
 
     def _intact(self, node: Node) -> Artifact | None:
         """A recorded result that is still there, and was made of what its inputs are now."""

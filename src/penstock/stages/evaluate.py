@@ -1,8 +1,8 @@
 """Evaluate: lm-eval measures a model on the recipe's tasks, item by item.
 
 The same stage measures the baseline: what serves now, on the same items with
-the same settings. Its fingerprint is that of any evaluation of that model, so
-it is nearly always a hit.
+the same settings. It is identified by the model's digest, as any evaluation
+is, so it is nearly always a hit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from penstock.recipe import HELD_OUT, Recipe, canonical
 from penstock.registry import did_you_mean, require
 from penstock.stages.base import Advance, Job, Pinned, Stage
 from penstock.stages.prepare import EXAMPLES, SPLIT, TOKENIZER
-from penstock.stages.train import MODEL
+from penstock.stages.train import MODEL, check_model
 from penstock.tokenizer import load_tokenizer
 from penstock.transforms.tokenize import render
 
@@ -82,7 +82,7 @@ def _run(job: Job) -> dict[str, Any]:
         raise EvaluationError(
             "The evaluation tasks have changed since this run began.", "Start another run."
         )
-    model = job.input_folder("train") / MODEL
+    model = check_model(job.input_folder("train") / MODEL)
     tasks = job.recipe.evaluate.tasks
     specs = [_held_out(job) if task == HELD_OUT else task for task in tasks]
     with job.progress.track(f"evaluate {', '.join(tasks)}") as advance:

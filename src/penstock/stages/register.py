@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from penstock.artifacts import damaged_files
-from penstock.errors import StoreError
 from penstock.ledger import ModelVersion
 from penstock.recipe import Recipe
 from penstock.stages.base import Job, Pinned, Stage
-from penstock.stages.train import MODEL
+from penstock.stages.train import MODEL, check_model
 from penstock.tracking import Tracker
 
 
@@ -24,13 +22,7 @@ def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
 
 def _run(job: Job) -> dict[str, Any]:
     trained = job.inputs["train"]
-    folder = job.store.folder(trained) / MODEL
-    damaged = damaged_files(folder)
-    if damaged:
-        raise StoreError(
-            f"{folder} is damaged: {', '.join(damaged)}.",
-            "Train it again: penstock run --force train",
-        )
+    folder = check_model(job.store.folder(trained) / MODEL)
     name = job.recipe.model_name
     version = Tracker(job.recipe, job.store).register(
         name,

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from penstock import registry
-from penstock.artifacts import digest_of, file_digest, write_manifest
-from penstock.errors import RecipeError, TrainingError
+from penstock.artifacts import damaged_files, digest_of, file_digest, write_manifest
+from penstock.errors import RecipeError, StoreError, TrainingError
 from penstock.launchers.base import Trained, Training
 from penstock.recipe import Recipe, canonical
 from penstock.stages.base import Base, Job, Pinned, Stage
@@ -50,6 +50,22 @@ def named_base(recipe: Recipe) -> Base | None:
             "Set train.base_revision: a name alone may mean another model tomorrow.",
         )
     return Base(name, f"{name}@{revision}", name, revision)
+
+
+def check_model(folder: Path) -> Path:
+    """The same folder, once every file in it is found to be what was trained.
+
+    Raises:
+        StoreError: A file is missing, or is not what it was.
+    """
+    damaged = damaged_files(folder)
+    if damaged:
+        raise StoreError(
+            f"{folder} is damaged: {', '.join(damaged)}.",
+            "Train it again: penstock run --force train. If it serves and comes out otherwise, "
+            "go back to another version: penstock model rollback",
+        )
+    return folder
 
 
 def _folder_identity(folder: Path) -> str:
