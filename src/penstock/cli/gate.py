@@ -1,0 +1,93 @@
+"""The gate on lm-eval results of any origin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from penstock.cli.options import Json
+from penstock.errors import RecipeError
+
+app = typer.Typer()
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def gate(
+    context: typer.Context,
+    results: Annotated[Path, typer.Option(help="lm-eval's output of the candidate.")],
+    baseline: Annotated[
+        Path | None, typer.Option(help="lm-eval's output of what serves now.")
+    ] = None,
+    min_: Annotated[list[str] | None, typer.Option("--min", help="TASK=FLOOR. Repeatable.")] = None,
+    max_: Annotated[
+        list[str] | None, typer.Option("--max", help="TASK=CEILING. Repeatable.")
+    ] = None,
+    max_regression: Annotated[
+        float, typer.Option(help="What may be lost against the baseline.")
+    ] = 0.02,
+    alpha: Annotated[float, typer.Option(help="One-sided error rate.")] = 0.05,
+    on_inconclusive: Annotated[str, typer.Option(help="block or point_estimate.")] = "block",
+    html: Annotated[Path | None, typer.Option(help="Write the report page here.")] = None,
+    json_: Json = False,
+) -> None:
+    """Judge lm-eval results of any origin. Exit code 0 PASS, 3 BLOCK, 4 INCONCLUSIVE.
+
+    --min-TASK FLOOR and --max-TASK CEILING are short for --min TASK=FLOOR and
+    --max TASK=CEILING, as in --min-mmlu 0.65.
+    """
+    from penstock import gates, printing
+
+    floors, ceilings = _short_bounds(context)
+    policy = gates.GatePolicy(
+        min=_pairs("--min", [*(min_ or []), *floors]),
+        max=_pairs("--max", [*(max_ or []), *ceilings]),
+        max_regression=max_regression,
+        alpha=alpha,
+        on_inconclusive=_choice("--on-inconclusive", on_inconclusive, ("block", "point_estimate")),
+    )
+    decision = gates.gate_results(results, baseline, policy)
+    if html is not None:
+        html.write_text(gates.to_html(decision), encoding="utf-8")
+    if json_:
+        print(decision.to_json())
+    else:
+        printing.decision(decision)
+    raise typer.Exit(decision.verdict.exit_code)
+
+
+def _short_bounds(context: typer.Context) -> tuple[list[str], list[str]]:
+    """``--min-TASK VALUE`` and ``--max-TASK VALUE`` as TASK=VALUE, floors and ceilings."""
+    bounds: dict[str, list[str]] = {"--min-": [], "--max-": []}
+    rest = iter(context.args)
+    for word in rest:
+        flag, _, value = word.partition("=")
+        kind, task = flag[:6], flag[6:]
+        if kind not in bounds or not task:
+            what = "option" if word.startswith("-") else "argument"
+            context.fail(f"Unexpected {what} {word!r}. Bounds are --min-TASK or --max-TASK.")
+        value = value or next(rest, "")
+        bounds[kind].append(f"{task}={value}")
+    return bounds["--min-"], bounds["--max-"]
+
+
+def _pairs(flag: str, items: list[str] | None) -> dict[str, float]:
+    out = {}
+    for item in items or []:
+        key, _, value = item.rpartition("=")
+        try:
+            out[key] = float(value)
+        except ValueError:
+            raise RecipeError(f"{flag} {item!r} is not TASK=NUMBER.") from None
+        if not key:
+            raise RecipeError(f"{flag} {item!r} is not TASK=NUMBER.")
+    return out
+
+
+def _choice(flag: str, received: str, valid: tuple[str, ...]) -> Any:
+    from penstock.registry import did_you_mean
+
+    if received not in valid:
+        raise RecipeError(f"{flag} {received!r}.{did_you_mean(received, valid)}")
+    return received

@@ -1,0 +1,43 @@
+"""Serving, and where an answer came from."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from penstock.cli.options import DEFAULT, Json, RecipePath, Set, open_recipe
+
+app = typer.Typer()
+
+
+@app.command()
+def serve(
+    recipe: RecipePath = DEFAULT,
+    host: Annotated[str | None, typer.Option(help="Bind here instead.")] = None,
+    port: Annotated[int | None, typer.Option(help="Listen here instead.")] = None,
+    set_: Set = None,
+) -> None:
+    """Serve what the production pointer names, and follow it."""
+    overrides = list(set_ or [])
+    overrides += [f"serve.host={host}"] if host is not None else []
+    overrides += [f"serve.port={port}"] if port is not None else []
+    from penstock.serving.production import serve_production
+
+    serve_production(open_recipe(recipe, overrides, quiet=True))
+
+
+@app.command()
+def lineage(
+    response_id: Annotated[str, typer.Argument(help="A response's id.")],
+    recipe: RecipePath = DEFAULT,
+    set_: Set = None,
+    json_: Json = False,
+) -> None:
+    """Walk a response back to its source rows."""
+    from penstock import printing
+    from penstock.lineage import trace
+
+    pipeline = open_recipe(recipe, set_, quiet=True)
+    found = trace(response_id, pipeline.ledger, pipeline.store)
+    printing.as_json(found) if json_ else printing.lineage(found)
