@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 COMMANDS = (
+    ["-m", "benchmarks.demo"],
     ["-m", "benchmarks.loop"],
     ["-m", "benchmarks.rows"],
     ["benchmarks/generation.py"],
