@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from penstock.ledger import Ledger
     from penstock.pipeline import Pipeline, open_pipeline
     from penstock.recipe import Recipe
-from penstock.recipe_file import load_recipe
+    from penstock.recipe_file import load_recipe
 
 __version__ = "0.1.0"
 
