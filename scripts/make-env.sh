@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# make-env.sh NAME: makes the Python environment .venvs/NAME from
+# scripts/environments/NAME.txt, for what cannot live beside the rest.
+# Penstock itself is in it, from this checkout. Costs nothing when it is up to date.
+set -eu
+cd "$(dirname "$0")/.."
+name=${1:?usage: make-env.sh NAME, one of: $(cd scripts/environments && echo *.txt | sed 's/\.txt//g')}
+list=scripts/environments/$name.txt
+env=.venvs/$name
+test -f "$list" || { echo "There is no $list." >&2; exit 2; }
+mkdir -p .venvs
+exec 9>".venvs/$name.lock"
+flock 9 # two test runs may want it at once
+digest=$(cat "$list" pyproject.toml | sha256sum | cut -d' ' -f1)
+test "$(cat "$env/.ready" 2>/dev/null)" = "$digest" && exit 0
+rm -f "$env/.ready"
+test -x "$env/bin/python" || "${PYTHON:-python3.11}" -m venv "$env" || python3 -m venv --clear "$env"
+"$env/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$list"
+"$env/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+echo "$digest" >"$env/.ready"
