@@ -6,6 +6,7 @@
     |-- RecipeError               exit code 2   the recipe, a flag or an argument is wrong
     |-- MissingExtra              exit code 2   a library that an adapter needs is not installed
     |-- SourceError                             a source cannot be read
+    |-- FeatureError                            a feature store cannot be asked
     |-- ValidationFailed                        too many rows break the contract
     |-- StoreError                              the store is full, read-only or damaged
     |-- LedgerError
@@ -70,6 +71,10 @@ class MissingExtra(PenstockError):
 
 class SourceError(PenstockError):
     """A source cannot be read."""
+
+
+class FeatureError(PenstockError):
+    """A feature store cannot be asked, or does not know what it is asked for."""
 
 
 class ValidationFailed(PenstockError):

@@ -84,6 +84,10 @@ class SourceConfig(Plugin):
     )
 
 
+class FeaturesConfig(Plugin):
+    """Features of the user or thing that a row is about, as part of its prompt."""
+
+
 class TransformConfig(Plugin):
     """One step of preparation."""
 
@@ -387,6 +391,7 @@ class Recipe(Section):
         None, description="MLflow tracking URI; null is SQLite in the store."
     )
     sources: dict[str, SourceConfig] = Field(min_length=1, description="Source name -> the source.")
+    features: FeaturesConfig | None = Field(None, description="Null: prompts are what rows say.")
     ingest: Ingest = Ingest()
     validate_: Validate = Field(Validate(), alias="validate")
     prepare: Prepare = Prepare()
@@ -475,7 +480,11 @@ def _plain(value: Any) -> Any:
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a recipe, for editors; built-in adapters' options included."""
     schema = Recipe.model_json_schema(by_alias=True)
-    for seam, definition in (("sources", "SourceConfig"), ("transforms", "TransformConfig")):
+    for seam, definition in (
+        ("sources", "SourceConfig"),
+        ("features", "FeaturesConfig"),
+        ("transforms", "TransformConfig"),
+    ):
         properties = schema["$defs"][definition]["properties"]
         properties["type"]["examples"] = registry.names(seam)
         for name in registry.names(seam):

@@ -134,6 +134,8 @@ def _plugins(tree: Any) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, 
         if isinstance(config, dict):
             options = {key: value for key, value in config.items() if key != "columns"}
             yield "sources", ("sources", name), options
+    if isinstance(tree.get("features"), dict):
+        yield "features", ("features",), tree["features"]
     prepare = tree.get("prepare")
     transforms = prepare.get("transforms") if isinstance(prepare, dict) else None
     for i, config in enumerate(transforms if isinstance(transforms, list) else ()):

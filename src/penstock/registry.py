@@ -22,6 +22,9 @@ BUILTIN: dict[str, dict[str, str]] = {
     "sources": {
         "files": "penstock.sources.files:FilesSource",
     },
+    "features": {
+        "feast": "penstock.features.feast:FeastStore",
+    },
     "contracts": {
         "great_expectations": "penstock.contracts.great_expectations:GreatExpectationsContract",
     },

@@ -100,6 +100,12 @@ class ServingMetrics:
         self.prompt_tokens = Counter(
             "llm_prompt_tokens", "Prompt tokens read.", ["model"], registry=registry
         )
+        self.feature_lookups = Counter(
+            "penstock_feature_lookups",
+            "Lookups in the feature store: found, missing, unnamed or failed.",
+            ["outcome"],
+            registry=registry,
+        )
         self.served = Gauge(
             "penstock_served_version_info",
             "1 for the version that serves.",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -44,6 +44,7 @@ class ServeConfig(BaseModel):
         max_body_bytes: Longer bodies get HTTP 413.
         drain_timeout_s: How long answers in flight may take after SIGTERM.
         poll_interval_s: How often the production pointer is read.
+        features: A feature store, for models whose prompts hold features.
         cache_dir: Where converted models are kept; null is ``~/.cache/penstock``.
     """
 
@@ -62,4 +63,5 @@ class ServeConfig(BaseModel):
     max_body_bytes: int = Field(1_048_576, ge=1_024)
     drain_timeout_s: float = Field(30.0, ge=0)
     poll_interval_s: float = Field(0.5, gt=0)
+    features: SkipValidation[Any] = None
     cache_dir: Path | None = None

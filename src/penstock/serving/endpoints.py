@@ -49,12 +49,18 @@ async def chat_completions(request: Request) -> Response:
     _check_model(gateway, exchange, asked.model)
     messages = [message.as_template_input() for message in asked.messages]
     size = sum(len(message["content"]) for message in messages)
+
+    def encode(text: ModelText) -> tuple[int, ...]:
+        if text.prompt is None:
+            return text.encode_chat(messages)
+        return text.encode_chat(gateway.features.filled(text.prompt, messages, asked.metadata))
+
     return await _answer(
         gateway,
         exchange,
         asked,
         kind="chat",
-        encode=lambda text: text.encode_chat(messages),
+        encode=encode,
         size_chars=size,
         limit=_chat_limit(asked),
     )
@@ -168,7 +174,7 @@ async def _answer(
         served = route.served
         exchange.answers_as(served)
         held.enter_context(gateway.metrics.active.labels(served.model).track_inprogress())
-        prompt_ids = await _off_loop_if_long(size_chars, encode, route.text)
+        prompt_ids = await _off_loop_if_slow(size_chars, encode, route.text)
         generation = _generation(asked, prompt_ids, limit, route.text.context_length)
         await held.enter_async_context(gateway.generate_admission.slot())
         gateway.metrics.prompt_tokens.labels(served.model).inc(len(prompt_ids))
@@ -182,10 +188,11 @@ async def _answer(
         return EventStream(shape, first, chunks, asked.with_usage, held.pop_all())
 
 
-async def _off_loop_if_long(
+async def _off_loop_if_slow(
     size_chars: int, encode: Callable[[ModelText], tuple[int, ...]], text: ModelText
 ) -> tuple[int, ...]:
-    if size_chars <= _MAX_INLINE_CHARS:
+    # A lookup of features waits for a server.
+    if size_chars <= _MAX_INLINE_CHARS and text.prompt is None:
         return encode(text)
     return await asyncio.to_thread(encode, text)
 

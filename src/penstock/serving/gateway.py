@@ -11,6 +11,7 @@ from penstock.errors import PenstockError
 from penstock.monitoring.metrics import ServingMetrics
 from penstock.serving.admission import Admission
 from penstock.serving.config import EmbeddingConfig, ServeConfig
+from penstock.serving.features import OnlineFeatures
 from penstock.serving.loading import load_embedding, load_version
 from penstock.serving.routes import Pointers, Route, RouteTable
 from penstock.serving.watcher import PointerWatcher
@@ -41,6 +42,7 @@ class Gateway:
         self.config = config
         self.started_at_s = time.time()
         self.metrics = ServingMetrics()
+        self.features = OnlineFeatures(config.features, self.metrics)
         self.table = RouteTable()
         self.embedding: Route | None = None
         self._on_fatal = on_fatal

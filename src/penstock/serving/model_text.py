@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.errors import InvalidRequest, ServingError
+from penstock.prompt import Prompt
 from penstock.registry import require
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
@@ -39,12 +40,15 @@ class ModelText:
         context_length: Tokens of prompt and answer together.
         vocab_size: Valid ids are below this.
         eos_ids: Tokens that end an answer.
+        prompt: How the features of a request's entity enter its prompt; None
+            for a model that was trained without features.
     """
 
     tokenizer: Any
     context_length: int
     vocab_size: int
     eos_ids: frozenset[int]
+    prompt: Prompt | None = None
 
     @classmethod
     def load(cls, folder: Path) -> ModelText:
@@ -74,6 +78,7 @@ class ModelText:
             _context_length(config, tokenizer),
             len(tokenizer),
             _eos_ids(folder, config, tokenizer),
+            Prompt.load(folder),
         )
 
     def encode(self, text: str) -> tuple[int, ...]:

@@ -47,6 +47,9 @@ def serve_config(recipe: Recipe, store: Store) -> ServeConfig:
     embedding = recipe.serve.embedding
     if embedding is not None and embedding.folder is not None:
         settings["embedding"]["folder"] = recipe.folder / embedding.folder
+    if recipe.features is not None:
+        feature_store, options = recipe.plugin("features", recipe.features)
+        settings["features"] = feature_store(options, recipe.folder)
     return ServeConfig(model=recipe.model_name, cache_dir=store.root / "serving", **settings)
 
 

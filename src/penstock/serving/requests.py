@@ -59,6 +59,7 @@ _MAX_NESTING_CHARS_SHOWN = 80
 
 Text = Annotated[str, Field(min_length=1)]
 Stop = Text | Annotated[list[Text], Field(max_length=_MAX_STOPS)]
+Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
 TokenId = Annotated[int, Field(ge=0)]
 
 
@@ -120,6 +121,7 @@ class ChatRequest(Sampling):
 
     model: str
     messages: list[Message] = Field(min_length=1)
+    metadata: Metadata = Field(default_factory=dict, max_length=16)
     max_completion_tokens: int | None = Field(None, ge=1)
 
 

@@ -20,12 +20,14 @@ from penstock import registry
 from penstock.artifacts import store_errors
 from penstock.engines.base import Prepared, Rows, StreamedRows, run_transforms
 from penstock.errors import PenstockError, SourceError
+from penstock.features.base import FeatureOptions
 from penstock.recipe import Recipe, canonical
 from penstock.stages.base import Job, Pinned, Stage
 from penstock.stages.validate import valid_tables
 from penstock.tables import Table, conform
 from penstock.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from penstock.transforms.base import REMOVED_SCHEMA, ROW_ID
+from penstock.transforms.features import JoinFeatures
 from penstock.transforms.tokenize import Tokenize, TokenizeOptions
 
 EXAMPLES = "examples.parquet"
@@ -44,6 +46,9 @@ def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
         transform, options = recipe.plugin("transforms", config)
         steps.append([config.type, transform.revision, canonical(options)])
     section = canonical(recipe.prepare) | {"transforms": steps, "seed": recipe.seed}
+    if recipe.features is not None:
+        _, options = recipe.plugin("features", recipe.features)
+        section["features"] = [recipe.features.type, JoinFeatures.revision, canonical(options)]
     if pinned.base is not None:
         section["tokenizer"] = {"of": pinned.base.identity}
     return section
@@ -53,6 +58,7 @@ def _run(job: Job) -> dict[str, Any]:
     scratch = job.folder / "scratch"
     engine = registry.resolve("engines", job.recipe.prepare.engine)(scratch)
     transforms = [_build(job, config) for config in job.recipe.prepare.transforms]
+    transforms = _with_features(job, transforms)
     with store_errors(scratch), job.progress.track("prepare") as advance:
         cleaned = run_transforms(engine, _valid_rows(job), transforms, advance)
     num_kept = cleaned.num_rows - sum(cleaned.counts.values())
@@ -72,6 +78,16 @@ STAGE = Stage("prepare", 1, ("validate",), _settings, _run)
 def _build(job: Job, config: Any) -> Any:
     transform, options = job.recipe.plugin("transforms", config)
     return transform(options)
+
+
+def _with_features(job: Job, transforms: list[Any]) -> list[Any]:
+    """Prompts are made first, so that every other step sees what the model will."""
+    if job.recipe.features is None:
+        return transforms
+    store, options = job.recipe.plugin("features", job.recipe.features)
+    assert isinstance(options, FeatureOptions)
+    options.prompt.save(job.folder)
+    return [JoinFeatures(options, store(options, job.recipe.folder)), *transforms]
 
 
 def _valid_rows(job: Job) -> StreamedRows:

@@ -21,6 +21,7 @@ from penstock import registry
 from penstock.artifacts import damaged_files, digest_of, file_digest, write_manifest
 from penstock.errors import RecipeError, StoreError, TrainingError
 from penstock.launchers.base import Trained, Training
+from penstock.prompt import Prompt
 from penstock.recipe import Recipe, canonical
 from penstock.stages.base import Base, Job, Pinned, Stage
 from penstock.stages.prepare import EXAMPLES, SPLIT, TOKENIZER
@@ -122,6 +123,9 @@ def _run(job: Job) -> dict[str, Any]:
 
         trained = launcher.run(training, report)
     shutil.rmtree(scratch)
+    prompt = Prompt.load(job.input_folder("prepare"))
+    if prompt is not None:
+        prompt.save(job.folder / MODEL)
     digest = write_manifest(job.folder / MODEL)
     (job.folder / "history.json").write_text(json.dumps(trained.history, indent=1))
     mlflow_run = log_training(job.recipe, job.store, job.fingerprint, dict(job.settings), trained)

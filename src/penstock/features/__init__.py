@@ -1,0 +1,1 @@
+"""Feature stores: what was known about a user or a thing at a time, and what is known now."""
