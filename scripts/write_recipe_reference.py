@@ -49,6 +49,8 @@ prints the same as JSON Schema, for editors. [Concepts](concepts.md) says what t
 _SEEN_BY = {
     "sources": "Seen by ingest; `columns` by validate. An option of a source that says where, as `paths` "
     'does, is marked "no": what was read is pinned by the snapshot.',
+    "features": "Seen by prepare; `penstock serve` reads where the store is, and the rest from the model. "
+    "[Put features into the prompt](how-to/use-a-feature-store.md) explains it.",
     "ingest": "Decides whether a run goes on after validate. It changes no result.",
     "validate": "Seen by validate.",
     "prepare": "Seen by prepare.",
@@ -159,6 +161,8 @@ def _key(path: str, info: FieldInfo, enters: bool, lookup: str = "") -> Key:
 def _adapters(section: str) -> Iterator[str]:
     if section == "sources":
         yield from _options("sources", "Options of the source")
+    if section == "features":
+        yield from _options("features", "Options of the feature store")
     if section == "prepare":
         yield from _options("transforms", "Options of the transform")
     if section == "serve":

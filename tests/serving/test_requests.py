@@ -104,12 +104,15 @@ def test_what_is_not_supported_is_refused_and_not_ignored(name, value):
         ("response_format", {"type": "text"}),
         ("presence_penalty", 0.0),
         ("user", "someone"),
-        ("metadata", {"a": "b"}),
         ("store", True),
     ],
 )
 def test_what_changes_nothing_passes(name, value):
     assert chat(**{name: value}) == chat()
+
+
+def test_metadata_is_kept():
+    assert chat(metadata={"customer": "7"}).metadata == {"customer": "7"}
 
 
 def test_a_misspelt_field_is_refused_with_the_right_spelling():

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import polars as pl
 import pyarrow as pa
 from pydantic import Field
 
@@ -64,18 +65,28 @@ class FeastStore:
             python = self._options.python
             interpreter = sys.executable if python is None else str(self._folder / python)
             self._worker = _Worker(interpreter, self._folder / self._options.repo)
-        numbered = rows.append_column(_ROW, pa.array(range(rows.num_rows), pa.int64()))
-        joined = self._worker.join(numbered, names)
-        # Feast shuffles the rows, and leaves some out for which it knows nothing.
-        places = pa.table({_ROW: numbered[_ROW]}).join(joined, _ROW).sort_by(_ROW)
-        return pa.table({name: places[name.replace(":", "__")] for name in names})
+        # Feast shuffles rows, and leaves out those that come twice and some of
+        # which it knows nothing; each question is asked once and the answers joined.
+        asked = pl.DataFrame(rows)
+        questions = asked.unique(maintain_order=True).with_row_index(_ROW)
+        joined = pl.DataFrame(self._worker.join(questions.to_arrow(), names))
+        answers = questions.join(joined, on=_ROW, how="left")
+        found = asked.join(
+            answers, on=asked.columns, how="left", nulls_equal=True, maintain_order="left"
+        )
+        return found.select(pl.col(_column(name)).alias(name) for name in names).to_arrow()
 
     def now(self, entity: Mapping[str, str], names: tuple[str, ...]) -> dict[str, Value | None]:
         """Ask the feature server about one entity."""
         httpx = require("httpx", "serve")
         if self._client is None:
             timeout_s = self._options.timeout_s
-            self._client = httpx.Client(base_url=self._options.url, timeout=timeout_s)
+            # The server drops idle connections after two seconds, often in the
+            # moment in which the next question is sent; so each has its own.
+            limits = httpx.Limits(max_keepalive_connections=0)
+            self._client = httpx.Client(
+                base_url=self._options.url, timeout=timeout_s, limits=limits
+            )
         body = {
             "features": list(names),
             "entities": {key: [value] for key, value in entity.items()},
@@ -93,12 +104,17 @@ class FeastStore:
             ) from error
 
 
+def _column(name: str) -> str:
+    """Feast's full name of a feature in its answers."""
+    return name.replace(":", "__")
+
+
 def _values(answer: Any, names: tuple[str, ...]) -> dict[str, Value | None]:
     """The feature server's answer about one entity, by VIEW:FEATURE."""
     columns = dict(zip(answer["metadata"]["feature_names"], answer["results"], strict=True))
     out: dict[str, Value | None] = {}
     for name in names:
-        column = columns[name.replace(":", "__")]
+        column = columns[_column(name)]
         out[name] = column["values"][0] if column["statuses"][0] == _PRESENT else None
     return out
 

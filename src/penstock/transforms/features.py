@@ -13,6 +13,7 @@ from penstock.prompt import Prompt
 from penstock.transforms.base import ROW_ID, Outcome, removed_rows, require_columns
 
 _UTC = pa.timestamp("us", "UTC")
+_ZONE = r":\d\d(\.\d+)?\s?(Z|[+-]\d\d(:?\d\d)?)$"
 _COLUMN = "instruction"
 
 
@@ -45,7 +46,7 @@ class JoinFeatures:
         asked = pa.table({**keys, TIME: _times(rows[self._timestamp], self._timestamp)})
         values = self._store.at(asked, prompt.names).to_pylist() if rows.num_rows else []
         filled = [
-            prompt.fill(instruction, value)
+            None if instruction is None else prompt.fill(instruction, value)
             for instruction, value in zip(rows[_COLUMN].to_pylist(), values, strict=True)
         ]
         index = rows.schema.get_field_index(_COLUMN)
@@ -70,28 +71,27 @@ def _times(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     Raises:
         RecipeError: The column holds no times.
     """
+    naive = pa.timestamp("us")
     try:
-        if pa.types.is_timestamp(column.type) and column.type.tz is None:
-            return pc.assume_timezone(column.cast(pa.timestamp("us"), safe=False), "UTC")
-        if _is_text(column.type) and not _has_zones(column):
-            return pc.assume_timezone(column.cast(pa.timestamp("us")), "UTC")
-        return column.cast(_UTC, safe=False)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        if pa.types.is_timestamp(column.type):
+            plain = column.type.tz is None
+            times = column.cast(naive if plain else _UTC, safe=False)
+            return pc.assume_timezone(times, "UTC") if plain else times
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            raise pa.ArrowInvalid(f"it is {column.type}")
+        zoned = pc.match_substring_regex(column, _ZONE)
+        without = pc.if_else(zoned, None, column).cast(naive)
+        return pc.coalesce(
+            pc.if_else(zoned, column, None).cast(_UTC), pc.assume_timezone(without, "UTC")
+        )
+    except pa.ArrowInvalid as error:
         raise RecipeError(
             f"features.timestamp: column {name!r} holds no times: {str(error).splitlines()[0]}",
             "It must be a timestamp, or text such as 2026-11-24T12:00:00Z.",
         ) from error
 
 
-def _is_text(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_))
-
-
-def _has_zones(column: pa.ChunkedArray) -> bool:
-    return bool(pc.any(pc.match_substring_regex(column, r"(Z|[+-]\d\d(:?\d\d)?)$")).as_py())
-
-
 def _evidence(prompt: Prompt, asked: dict[str, object], values: dict[str, object]) -> str:
     entity = ", ".join(f"{key}={asked[key]}" for key in prompt.entities)
-    missing = ", ".join(prompt.missing(values))  # type: ignore[arg-type]
+    missing = ", ".join(prompt.missing(values)) or "instruction"  # type: ignore[arg-type]
     return f"{missing} of {entity} at {asked[TIME]}"
