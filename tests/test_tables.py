@@ -433,3 +433,14 @@ def test_a_file_in_the_way_of_a_table_is_a_store_error(tmp_path):
     (tmp_path / "demo").write_text("a file")
     with pytest.raises(StoreError, match="a file is in its way"):
         append(Table(tmp_path / "demo"), "a", 1, [1])
+
+
+def test_rows_that_begin_elsewhere_than_the_stream_stands_are_not_appended(table):
+    def rows(version):
+        return batches_of([1], version, SCHEMA)
+
+    assert table.append_once(Position("a", 5), SCHEMA, rows, after=-1) is True
+    # Another worker read from the start too, and came further.
+    assert table.append_once(Position("a", 9), SCHEMA, rows, after=-1) is False
+    assert table.append_once(Position("a", 9), SCHEMA, rows, after=5) is True
+    assert table.position("a") == 9

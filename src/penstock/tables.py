@@ -68,6 +68,7 @@ class Table:
         position: Position,
         schema: pa.Schema,
         batches: Callable[[int], Iterable[pa.RecordBatch]],
+        after: int | None = None,
     ) -> bool:
         """Append rows and a position in one commit, unless the position is there.
 
@@ -75,6 +76,8 @@ class Table:
             position: Skipped when the stream is already at or beyond it.
             schema: Of all batches; columns the table lacks are added to it.
             batches: Called with the version the commit will have.
+            after: The position the rows begin after. If the stream has moved on
+                from there, some are committed already, and nothing is appended.
 
         Returns:
             Whether rows were committed.
@@ -83,9 +86,10 @@ class Table:
             StoreError: The disk refuses, or another writer kept getting in between.
         """
         for _ in range(5):
-            if self.position(position.stream) >= position.value:
+            have = self.position(position.stream)
+            if have >= position.value or after not in (None, have):
                 return False
-            if self._try_append(position, schema, batches):
+            if self._try_append(position, schema, batches, have):
                 return True
         raise StoreError(
             f"Table {self.path} is being written by another process.",
@@ -149,6 +153,7 @@ class Table:
         position: Position,
         schema: pa.Schema,
         batches: Callable[[int], Iterable[pa.RecordBatch]],
+        have: int,
     ) -> bool:
         from deltalake import CommitProperties, Transaction
         from deltalake.exceptions import CommitFailedError
@@ -157,7 +162,7 @@ class Table:
         try:
             with store_errors(self.path):
                 handle = self._handle_with(stored)
-                if _committed(handle, position.stream) >= position.value:
+                if _committed(handle, position.stream) != have:
                     return False
                 rows.batches = iter(batches(handle.version() + 1))
                 handle.create_write_transaction(

@@ -366,6 +366,86 @@ def test_a_unit_that_yields_nothing_at_all_commits_its_position(project):
     assert project.rows() == []
 
 
+_TAPE = """
+import json, pathlib
+import pyarrow as pa
+from penstock.sources.base import OFFSET, ORIGIN, DeadLetter, Options, Unit
+
+class Tape:
+    \"\"\"One stream that grows: each line of tape.txt, 'x' being poison.\"\"\"
+    Options = Options
+    def __init__(self, options, folder): self.path = folder / "tape.txt"
+    def snapshot(self):
+        return (Unit("tape", len(self.path.read_text().split()) - 1, "tape"),)
+    def read(self, unit):
+        with (self.path.parent / "reads.txt").open("a") as file:
+            file.write(f"{unit.after}..{unit.position} ")
+        for i, word in enumerate(self.path.read_text().split()[: unit.position + 1]):
+            if i <= unit.after: continue
+            if word == "x":
+                yield DeadLetter(f"tape:{i}", "poison", word, offset=i)
+            else:
+                yield pa.RecordBatch.from_pydict(
+                    {"n": [int(word)], OFFSET: [i], ORIGIN: [f"tape:{i}"]})
+"""
+
+
+@pytest.fixture
+def tape(project):
+    (project.folder / "tapes.py").write_text(_TAPE)
+    project.write_recipe(
+        RECIPE.replace("  files:\n    paths: data/*\n", "  files: {type: 'tapes:Tape'}\n")
+    )
+    return project
+
+
+def test_a_stream_that_grows_is_read_from_where_it_was_committed(tape):
+    (tape.folder / "tape.txt").write_text("10 x 12")
+    tape.ingest()
+    (tape.folder / "tape.txt").write_text("10 x 12 13 x")
+    _, summary = tape.ingest()
+    assert tape.column("n") == [10, 12, 13]
+    assert summary["rows"] == {"out": 1, "total": 3}
+    assert (summary["dead_letters"], summary["dead_total"]) == (1, 2)
+    assert (tape.folder / "reads.txt").read_text() == "-1..2 2..4 "
+    assert "_offset" not in tape.table().schema().names
+
+
+def test_where_a_unit_ends_changes_no_row_id(tmp_path):
+    ids = []
+    for name, lengths in (("one", (3,)), ("two", (1, 2, 3))):
+        project = Project(tmp_path / name)
+        (project.folder / "tapes.py").write_text(_TAPE)
+        project.write_recipe(
+            RECIPE.replace("  files:\n    paths: data/*\n", "  files: {type: 'tapes:Tape'}\n")
+        )
+        for length in lengths:
+            (project.folder / "tape.txt").write_text(" ".join(["10", "11", "12"][:length]))
+            project.ingest()
+        ids.append(project.column("_row_id"))
+    assert ids[0] == ids[1]
+
+
+def test_a_crash_between_dead_letters_and_rows_loses_and_doubles_neither(tape, monkeypatch):
+    (tape.folder / "tape.txt").write_text("10 x")
+    real = Table.append_once
+
+    def dies_on_rows(table, *args):
+        if table.path.name != DEAD_LETTERS:
+            raise KeyboardInterrupt
+        return real(table, *args)
+
+    monkeypatch.setattr(Table, "append_once", dies_on_rows)
+    with pytest.raises(KeyboardInterrupt):
+        tape.ingest()
+    monkeypatch.undo()
+    # The stream goes on growing, so what is read again ends elsewhere.
+    (tape.folder / "tape.txt").write_text("10 x x 13")
+    _, summary = tape.ingest()
+    assert tape.column("n") == [10, 13]
+    assert summary["dead_total"] == 2
+
+
 def test_without_any_file_the_error_says_where_it_looked(project):
     with pytest.raises(SourceError, match=r"data/\*"):
         project.ingest()

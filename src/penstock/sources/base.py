@@ -3,7 +3,8 @@
 A source never writes. It names *units* of input; the ingest stage commits each
 unit's rows and its position in one Delta transaction, which is what makes
 ingest exactly-once. A file is one unit on a stream of its own (position 1);
-a Kafka partition is one stream whose units end at growing offsets.
+a Kafka partition is one stream whose units end at growing offsets, and reading
+one starts where the last that was committed ended (``Unit.after``).
 
 To add a source, write one file with a class like ``Source`` below, add one
 line to ``registry.BUILTIN`` (or name it in a recipe as ``"module:Object"``),
@@ -24,6 +25,7 @@ from penstock.errors import SourceError
 from penstock.recipe import Place, Section
 
 __all__ = [
+    "OFFSET",
     "ORIGIN",
     "RESERVED",
     "DeadLetter",
@@ -39,8 +41,13 @@ __all__ = [
 # Every batch of a source carries this column beside the user's own.
 ORIGIN = "_origin"
 
-# Columns that Penstock adds, for good (the first five) or while rows are grouped.
-RESERVED = ("_row_id", "_source", ORIGIN, "_version", "_row", "_key", "_ordinal")
+# Where a row stands along its stream, if the source itself counts rows there (int64).
+# A stream that grows needs it: what is new in a unit depends on where the last one ended,
+# so a row can only be known by its own place. Left out, rows are counted within the unit.
+OFFSET = "_offset"
+
+# Columns that Penstock adds, for good (the first five) or for a while.
+RESERVED = ("_row_id", "_source", ORIGIN, "_version", "_row", OFFSET, "_key", "_ordinal")
 
 
 class Options(Section):
@@ -65,12 +72,16 @@ class Unit:
             position of its stream has been ingested.
         label: What to call it in messages ("data/a.jsonl").
         size_bytes: Its size, where known, for progress.
+        after: The stream's position that is committed already, filled in before
+            the unit is read: rows at or below it are not wanted again. A source
+            whose streams have one unit each need not look at it.
     """
 
     stream: str
     position: int
     label: str
     size_bytes: int | None = None
+    after: int = -1
 
 
 @dataclass(frozen=True)
@@ -81,11 +92,13 @@ class DeadLetter:
         origin: Where it stands ("data/a.jsonl:17").
         reason: Why it is not a row.
         excerpt: Its first 200 characters, for a person to look at.
+        offset: Where it stands along its stream, if the source counts there.
     """
 
     origin: str
     reason: str
     excerpt: str = ""
+    offset: int | None = None
 
 
 # What reading yields.
@@ -121,9 +134,9 @@ class Source(Protocol):
             unit: One of ``snapshot()``'s, perhaps pinned by an earlier process.
 
         Yields:
-            Batches of about 10,000 rows with the source's own columns and
-            ``_origin`` (string), and a ``DeadLetter`` for each piece of input
-            that is not a row.
+            Batches of about 10,000 rows with the source's own columns,
+            ``_origin`` (string) and, where a stream grows, ``_offset`` (int64);
+            and a ``DeadLetter`` for each piece of input that is not a row.
 
         Raises:
             SourceError: The unit is gone or is no longer what was pinned. It may

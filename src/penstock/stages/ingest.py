@@ -12,16 +12,17 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from penstock.artifacts import Artifact, digest_of, store_errors
 from penstock.errors import SourceError
 from penstock.recipe import Recipe, canonical
-from penstock.sources.base import ORIGIN, DeadLetter, Source, Unit
+from penstock.sources.base import OFFSET, ORIGIN, DeadLetter, Source, Unit
 from penstock.stages.base import Job, Pinned, Stage
 from penstock.tables import ROW, VERSION, Position, Table, numbered
 from penstock.transforms.base import ROW_ID, SOURCE
@@ -154,39 +155,44 @@ class _Ingester:
         """Commit a unit's rows and its dead letters, each once.
 
         The two commits are independent: whichever a crash left out is made up
-        for by reading the unit again.
+        for by reading again what came after the lesser of the two positions.
         """
-        position = Position(unit.stream, unit.position)
-        dead_position = Position(f"{self.table.path.name}/{unit.stream}", unit.position)
-        if (
-            self.table.position(position.stream) >= position.value
-            and self.dead.position(dead_position.stream) >= dead_position.value
-        ):
-            return
-        spool = _Spool(self.scratch)
-        for piece in self.source.read(unit):
-            spool.add(piece)
-        self._commit_dead(spool, unit, dead_position)
-        self._commit_rows(spool, unit, position)
-        spool.clear()
+        while (after := self._committed(unit)) < unit.position:
+            spool = _Spool(self.scratch)
+            for piece in self.source.read(replace(unit, after=after)):
+                spool.add(piece)
+            self._commit_dead(spool, unit)
+            self._commit_rows(spool, unit)
+            spool.clear()
 
-    def _commit_rows(self, spool: _Spool, unit: Unit, position: Position) -> None:
+    def _committed(self, unit: Unit) -> int:
+        """How far both tables have come on the unit's stream."""
+        have = self.table.position(unit.stream), self.dead.position(self._dead_stream(unit))
+        return min(have)
+
+    def _dead_stream(self, unit: Unit) -> str:
+        return f"{self.table.path.name}/{unit.stream}"
+
+    def _commit_rows(self, spool: _Spool, unit: Unit) -> None:
+        after = self.table.position(unit.stream)
         schema = _merged(self.table.schema(), spool.schema(), unit)
 
         def rows(version: int) -> Iterator[pa.RecordBatch]:
-            identified = _identified(spool.batches(), self.name, unit)
+            identified = _identified(_beyond(spool.batches(), after), self.name, unit)
             return numbered(identified, version, schema)
 
         try:
-            self.table.append_once(position, schema, rows)
+            self.table.append_once(Position(unit.stream, unit.position), schema, rows, after)
         except pa.ArrowInvalid as error:
             raise SourceError(
                 f"{unit.label}: a value does not fit its column: {error}",
                 "Convert the file, or give it to a source with another name.",
             ) from error
 
-    def _commit_dead(self, spool: _Spool, unit: Unit, position: Position) -> None:
-        letters = spool.dead
+    def _commit_dead(self, spool: _Spool, unit: Unit) -> None:
+        position = Position(self._dead_stream(unit), unit.position)
+        after = self.dead.position(position.stream)
+        letters = [one for one in spool.dead if one.offset is None or one.offset > after]
         columns = {
             SOURCE: [self.name] * len(letters),
             "unit": [unit.label] * len(letters),
@@ -199,7 +205,7 @@ class _Ingester:
             batch = pa.RecordBatch.from_pydict(columns, schema=pa.schema(list(_DEAD_SCHEMA)[:5]))
             return numbered([batch], version, _DEAD_SCHEMA)
 
-        self.dead.append_once(position, _DEAD_SCHEMA, rows)
+        self.dead.append_once(position, _DEAD_SCHEMA, rows, after)
 
 
 class _Spool:
@@ -263,7 +269,7 @@ def _merged(have: pa.Schema, new: pa.Schema, unit: Unit) -> pa.Schema:
     """
     taken = {name: have.field(name).type for name in have.names}
     for field in new:
-        if pa.types.is_null(field.type):
+        if pa.types.is_null(field.type) or field.name == OFFSET:
             continue
         known = taken.get(field.name)
         if known is None:
@@ -333,19 +339,43 @@ def _widens(new: pa.DataType, known: pa.DataType) -> bool:
     return bool(pa.types.is_floating(new) and pa.types.is_floating(known))
 
 
+def _beyond(batches: Iterable[pa.RecordBatch], after: int) -> Iterator[pa.RecordBatch]:
+    """The rows that stand beyond ``after`` on their stream, where rows say where they stand."""
+    for batch in batches:
+        if OFFSET in batch.schema.names:
+            batch = batch.filter(pc.greater(batch[OFFSET], after))
+        yield batch
+
+
 def _identified(
     batches: Iterable[pa.RecordBatch], source: str, unit: Unit
 ) -> Iterator[pa.RecordBatch]:
-    """Give each row an id of its own that reading the unit again would give again."""
-    prefix = hashlib.blake2b(f"{source}\n{unit.stream}\n{unit.position}".encode(), digest_size=16)
-    index = 0
+    """Give each row an id of its own that reading it again would give again.
+
+    Where a stream grows that is the row's place on the stream, wherever the unit
+    that brings it ends; otherwise its place in the unit.
+    """
+    of_stream = _hash(f"{source}\n{unit.stream}\n")
+    of_unit = _hash(f"{source}\n{unit.stream}\n{unit.position}")
+    start = 0
     for batch in batches:
-        ids = []
-        for i in range(index, index + batch.num_rows):
-            digest = prefix.copy()
-            digest.update(i.to_bytes(8, "big"))
-            ids.append(digest.hexdigest())
-        index += batch.num_rows
+        places: Iterable[int] = range(start, start + batch.num_rows)
+        prefix = of_unit
+        if OFFSET in batch.schema.names:
+            places, prefix = batch[OFFSET].to_pylist(), of_stream
+            batch = batch.drop_columns([OFFSET])
+        start += batch.num_rows
+        ids = [_row_id(prefix, place) for place in places]
         yield batch.append_column(ROW_ID, pa.array(ids, pa.string())).append_column(
             SOURCE, pa.repeat(source, batch.num_rows)
         )
+
+
+def _hash(text: str) -> hashlib.blake2b:
+    return hashlib.blake2b(text.encode(), digest_size=16)
+
+
+def _row_id(prefix: hashlib.blake2b, place: int) -> str:
+    digest = prefix.copy()
+    digest.update(place.to_bytes(8, "big"))
+    return digest.hexdigest()
