@@ -212,7 +212,10 @@ def clock(at_s: float) -> str:
 
 
 _RESULTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "ingest": lambda s: f"{s['rows']['total']:,} rows in all, {s['dead_letters']:,} dead letters",
+    "ingest": lambda s: (
+        f"{s['rows']['total']:,} rows in all, {s['dead_letters']:,} dead letters"
+        f"{_added(s.get('new_columns', ()))}"
+    ),
     "validate": lambda s: f"data version {_data(s['data'])}",
     "prepare": lambda s: ", ".join(f"{n:,} {split}" for split, n in sorted(s["splits"].items())),
     "train": lambda s: (
@@ -224,6 +227,10 @@ _RESULTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "register": lambda s: f"{s['model']} version {s['version']}",
     "deploy": lambda s: str(s["message"]),
 }
+
+
+def _added(columns: Sequence[str]) -> str:
+    return f", new columns: {', '.join(columns)}" if columns else ""
 
 
 def _data(data: Mapping[str, int]) -> str:

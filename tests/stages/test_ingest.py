@@ -159,25 +159,70 @@ def test_an_object_may_gain_keys_from_file_to_file(project):
     ]
 
 
-def test_a_column_that_changed_its_type_is_named_with_both_types_and_nothing_is_committed(project):
+def test_a_column_that_changed_its_type_makes_dead_letters_of_its_rows_only(project):
     project.jsonl("a.jsonl", {"x": 1})
     project.ingest()
-    project.jsonl("b.jsonl", {"x": "two"})
-    with pytest.raises(SourceError, match=r"b\.jsonl: column 'x' is .*string.* was int64") as error:
+    project.jsonl("b.jsonl", {"x": "two"}, {"x": None, "y": 7})
+    _, summary = project.ingest()
+    assert project.column("x") == [1, None]
+    assert project.column("y") == [None, 7]
+    (letter,) = project.rows(DEAD_LETTERS)
+    assert letter["reason"] == "column 'x' is string, was int64"
+    assert (letter["_origin"], letter["excerpt"]) == ("data/b.jsonl:1", '"two"')
+    assert summary["rows"]["out"] + summary["dead_letters"] == 2
+
+
+def test_a_row_that_goes_to_the_dead_letters_changes_no_id_of_the_rows_beside_it(tmp_path):
+    ids = []
+    for name, first in (("one", {"x": 1}), ("two", {"x": "text"})):
+        project = Project(tmp_path / name)
+        project.jsonl("a.jsonl", first)
         project.ingest()
-    assert "another name" in error.value.hint
-    assert project.column("x") == [1]
+        project.jsonl("b.jsonl", {"x": "text"}, {"y": 1})
+        project.ingest()
+        ids.append(project.rows()[-1]["_row_id"])
+    assert ids[0] == ids[1]
 
 
-def test_after_a_failed_file_the_files_before_it_are_there_and_not_read_twice(project):
+def test_types_that_change_within_a_file_are_told_apart_row_by_row(project):
+    table = [pa.table({"x": [1], "y": ["a"]}), pa.table({"x": ["b"], "y": ["c"]})]
+    project.parquet("a.parquet", **{n: table[0][n] for n in ("x", "y")})
+    project.parquet("b.parquet", **{n: table[1][n] for n in ("x", "y")})
+    _, summary = project.ingest()
+    assert (project.column("y"), summary["dead_letters"]) == (["a"], 1)
+
+
+def test_a_number_that_is_whole_goes_into_a_column_of_whole_numbers_and_no_other(project):
     project.jsonl("a.jsonl", {"x": 1})
-    project.jsonl("b.jsonl", {"x": "two"})
+    project.ingest()
+    project.jsonl("b.jsonl", {"x": 2.0}, {"x": 2.5})
+    project.ingest()
+    assert project.column("x") == [1, 2]
+    assert [letter["excerpt"] for letter in project.rows(DEAD_LETTERS)] == ["2.5"]
+
+
+def test_new_columns_are_noted_once(project):
+    project.jsonl("a.jsonl", {"x": 1})
+    assert project.ingest()[1]["new_columns"] == []
+    project.jsonl("b.jsonl", {"x": 2, "y": "new"})
+    _, summary = project.ingest()
+    assert summary["new_columns"] == ["y"]
+    assert set(summary["columns"].popitem()[1]) == {"x", "y"}
     project.jsonl("c.jsonl", {"x": 3})
-    with pytest.raises(SourceError):
-        project.ingest()
-    (project.folder / "data" / "b.jsonl").unlink()
-    assert project.ingest()[1]["rows"]["total"] == 2
-    assert project.column("x") == [1, 3]
+    assert project.ingest()[1]["new_columns"] == []
+
+
+def test_a_stream_that_changed_its_type_is_committed_to_its_end(tape):
+    code = (tape.folder / "tapes.py").read_text()
+    code = code.replace("[int(word)]", "[int(word) if word.isdigit() else word]")
+    (tape.folder / "tapes.py").write_text(code)
+    (tape.folder / "tape.txt").write_text("10 x")
+    tape.ingest()
+    (tape.folder / "tape.txt").write_text("10 x many 13 more")
+    _, summary = tape.ingest()
+    assert tape.column("n") == [10, 13]
+    assert (summary["dead_letters"], summary["dead_total"]) == (2, 3)
+    assert tape.ingest()[0] == "hit"
 
 
 def test_a_whole_number_goes_into_a_column_of_numbers(project):
@@ -233,12 +278,25 @@ def test_a_type_that_no_delta_table_holds_is_refused_by_name(project):
         project.ingest()
 
 
-def test_a_value_too_large_for_its_column_is_refused_by_file(project):
+def test_a_value_too_large_for_its_column_is_a_dead_letter(project):
     project.parquet("a.parquet", x=pa.array([1], pa.int32()))
-    project.parquet("b.parquet", x=pa.array([2**40], pa.int64()))
-    with pytest.raises(SourceError, match=r"b\.parquet: a value does not fit"):
+    project.parquet("b.parquet", x=pa.array([2**40, 2], pa.int64()))
+    project.ingest()
+    assert project.column("x") == [1, 2]
+    (letter,) = project.rows(DEAD_LETTERS)
+    assert letter["reason"] == "column 'x' holds a value that does not fit int32"
+    assert letter["excerpt"] == str(2**40)
+
+
+def test_after_a_failed_file_the_files_before_it_are_there_and_not_read_twice(project):
+    project.jsonl("a.jsonl", {"x": 1})
+    project.jsonl("c.jsonl", {"x": 3})
+    project.parquet("b.parquet", y=pa.array([1], pa.time64("us")))
+    with pytest.raises(SourceError):
         project.ingest()
-    assert project.column("x") == [1]
+    (project.folder / "data" / "b.parquet").unlink()
+    assert project.ingest()[1]["rows"]["total"] == 2
+    assert project.column("x") == [1, 3]
 
 
 def test_a_table_with_more_than_32_columns_is_read_back_whole(project):

@@ -3,8 +3,8 @@
 Each source has a raw table of its own, so that sources can come and go and
 their columns never collide. A unit is read into a spool first: only when it
 ended cleanly, and all its columns are known, is it committed, with its position,
-in one Delta transaction. What could not be turned into a row is kept in the
-dead-letter table under the same rule.
+in one Delta transaction. What could not be turned into a row, or contradicts the
+type its column has, is kept in the dead-letter table under the same rule.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from penstock.artifacts import Artifact, digest_of, store_errors
-from penstock.errors import SourceError
 from penstock.recipe import Recipe, canonical
-from penstock.sources.base import OFFSET, ORIGIN, DeadLetter, Source, Unit
+from penstock.sources.base import OFFSET, ORIGIN, RESERVED, DeadLetter, Source, Unit
 from penstock.stages.base import Job, Pinned, Stage
+from penstock.stages.evolution import fitting, merged, misfits
 from penstock.tables import ROW, VERSION, Position, Table, numbered
 from penstock.transforms.base import ROW_ID, SOURCE
 
 DEAD_LETTERS = "dead_letters"
+_LETTERS_PER_BATCH = 10_000
 _DEAD_SCHEMA = pa.schema(
     [
         (SOURCE, pa.string()),
@@ -35,15 +37,6 @@ _DEAD_SCHEMA = pa.schema(
         (ORIGIN, pa.string()),
         ("reason", pa.string()),
         ("excerpt", pa.string()),
-        (VERSION, pa.int64()),
-        (ROW, pa.int64()),
-    ]
-)
-_OURS = pa.schema(
-    [
-        (ROW_ID, pa.string()),
-        (SOURCE, pa.string()),
-        (ORIGIN, pa.string()),
         (VERSION, pa.int64()),
         (ROW, pa.int64()),
     ]
@@ -118,9 +111,12 @@ def _summary(job: Job, tables: Mapping[str, Table], dead: Table) -> dict[str, An
     rows = {path: table.count_rows() for path, table in tables.items()}
     seen = {unit["stream"] for units in before.get("units", {}).values() for unit in units}
     units = [unit for some in job.pinned.units.values() for unit in some]
+    columns = {path: _columns(table.schema()) for path, table in tables.items()}
     return {
         "tables": {path: table.version() for path, table in tables.items()},
         "raw_rows": rows,
+        "columns": columns,
+        "new_columns": _new_columns(columns, before.get("columns", {})),
         "units": {name: [asdict(u) for u in some] for name, some in job.pinned.units.items()},
         "new_units": sum(unit.stream not in seen for unit in units),
         "dead_total": dead.count_rows(),
@@ -131,6 +127,19 @@ def _summary(job: Job, tables: Mapping[str, Table], dead: Table) -> dict[str, An
 
 def _growth(now: Mapping[str, int], before: Mapping[str, int]) -> int:
     return sum(count - before.get(path, 0) for path, count in now.items())
+
+
+def _columns(schema: pa.Schema) -> dict[str, str]:
+    """The user's own columns with their types, in words."""
+    return {field.name: str(field.type) for field in schema if field.name not in RESERVED}
+
+
+def _new_columns(
+    now: Mapping[str, Mapping[str, str]], before: Mapping[str, Mapping[str, str]]
+) -> list[str]:
+    """Columns that tables have gained; a table's first columns are no news."""
+    known = {path: before[path] for path in now if before.get(path)}
+    return [name for path, names in known.items() for name in now[path] if name not in names]
 
 
 STAGE = Stage("ingest", 1, (), _settings, _run, writes_tables=True)
@@ -161,8 +170,9 @@ class _Ingester:
             spool = _Spool(self.scratch)
             for piece in self.source.read(replace(unit, after=after)):
                 spool.add(piece)
-            self._commit_dead(spool, unit)
-            self._commit_rows(spool, unit)
+            schema = merged(self.table.schema(), spool.schemas(), unit.label)
+            self._commit_dead(spool, unit, schema)
+            self._commit_rows(spool, unit, schema)
             spool.clear()
 
     def _committed(self, unit: Unit) -> int:
@@ -173,39 +183,45 @@ class _Ingester:
     def _dead_stream(self, unit: Unit) -> str:
         return f"{self.table.path.name}/{unit.stream}"
 
-    def _commit_rows(self, spool: _Spool, unit: Unit) -> None:
+    def _commit_rows(self, spool: _Spool, unit: Unit, schema: pa.Schema) -> None:
         after = self.table.position(unit.stream)
-        schema = _merged(self.table.schema(), spool.schema(), unit)
 
         def rows(version: int) -> Iterator[pa.RecordBatch]:
             identified = _identified(_beyond(spool.batches(), after), self.name, unit)
-            return numbered(identified, version, schema)
+            # Only now, so that a row's id does not depend on those beside it.
+            return numbered((fitting(batch, schema) for batch in identified), version, schema)
 
-        try:
-            self.table.append_once(Position(unit.stream, unit.position), schema, rows, after)
-        except pa.ArrowInvalid as error:
-            raise SourceError(
-                f"{unit.label}: a value does not fit its column: {error}",
-                "Convert the file, or give it to a source with another name.",
-            ) from error
+        self.table.append_once(Position(unit.stream, unit.position), schema, rows, after)
 
-    def _commit_dead(self, spool: _Spool, unit: Unit) -> None:
+    def _commit_dead(self, spool: _Spool, unit: Unit, schema: pa.Schema) -> None:
         position = Position(self._dead_stream(unit), unit.position)
         after = self.dead.position(position.stream)
-        letters = [one for one in spool.dead if one.offset is None or one.offset > after]
-        columns = {
-            SOURCE: [self.name] * len(letters),
-            "unit": [unit.label] * len(letters),
-            ORIGIN: [letter.origin for letter in letters],
-            "reason": [letter.reason for letter in letters],
-            "excerpt": [letter.excerpt for letter in letters],
-        }
 
         def rows(version: int) -> Iterator[pa.RecordBatch]:
-            batch = pa.RecordBatch.from_pydict(columns, schema=pa.schema(list(_DEAD_SCHEMA)[:5]))
-            return numbered([batch], version, _DEAD_SCHEMA)
+            unfit = (letter for batch in spool.batches() for letter in misfits(batch, schema))
+            letters = (
+                letter
+                for letter in chain(spool.dead, unfit)
+                if letter.offset is None or letter.offset > after
+            )
+            return numbered(_dead_batches(letters, self.name, unit), version, _DEAD_SCHEMA)
 
         self.dead.append_once(position, _DEAD_SCHEMA, rows, after)
+
+
+def _dead_batches(
+    letters: Iterable[DeadLetter], source: str, unit: Unit
+) -> Iterator[pa.RecordBatch]:
+    rest = iter(letters)
+    while some := list(islice(rest, _LETTERS_PER_BATCH)):
+        columns = {
+            SOURCE: [source] * len(some),
+            "unit": [unit.label] * len(some),
+            ORIGIN: [letter.origin for letter in some],
+            "reason": [letter.reason for letter in some],
+            "excerpt": [letter.excerpt for letter in some],
+        }
+        yield pa.RecordBatch.from_pydict(columns, schema=pa.schema(list(_DEAD_SCHEMA)[:5]))
 
 
 class _Spool:
@@ -232,13 +248,11 @@ class _Spool:
                 self._schemas.append(piece.schema)
             self._writer.write_batch(piece)
 
-    def schema(self) -> pa.Schema:
-        """The columns of all batches together."""
+    def schemas(self) -> list[pa.Schema]:
+        """The columns of the batches, in their order; nothing can be added any more."""
         with store_errors(self.folder):
             self._close()
-        if not self._schemas:
-            return pa.schema([])
-        return pa.unify_schemas(self._schemas, promote_options="permissive")
+        return self._schemas
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The batches in the order they came."""
@@ -256,87 +270,6 @@ class _Spool:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-
-def _merged(have: pa.Schema, new: pa.Schema, unit: Unit) -> pa.Schema:
-    """The table's columns and a unit's together; the table's types stand.
-
-    A column of nothing but nulls says nothing about its type, and is left out
-    until a unit does.
-
-    Raises:
-        SourceError: A column's type contradicts the table's, or no table can hold it.
-    """
-    taken = {name: have.field(name).type for name in have.names}
-    for field in new:
-        if pa.types.is_null(field.type) or field.name == OFFSET:
-            continue
-        known = taken.get(field.name)
-        if known is None:
-            taken[field.name] = _storable(field, unit)
-            continue
-        grown = _grown(known, field.type)
-        if grown is None:
-            raise SourceError(
-                f"{unit.label}: column {field.name!r} is {field.type}, "
-                f"but was {known} in earlier files.",
-                "Convert the file, or give it to a source with another name.",
-            )
-        taken[field.name] = grown
-    taken |= {field.name: field.type for field in _OURS}
-    return pa.schema([(name, type_) for name, type_ in taken.items()])
-
-
-def _storable(field: pa.Field, unit: Unit) -> pa.DataType:
-    """The type a new column gets: Delta has no unsigned integers, times of day or durations."""
-    type_ = field.type
-    if any(is_(type_) for is_ in (pa.types.is_time, pa.types.is_duration, pa.types.is_interval)):
-        raise SourceError(
-            f"{unit.label}: column {field.name!r} is {type_}, which a Delta table cannot hold.",
-            "Convert the column in the file, to text or to a number of seconds.",
-        )
-    if pa.types.is_unsigned_integer(type_):
-        return pa.int64()
-    return pa.float32() if pa.types.is_float16(type_) else type_
-
-
-def _grown(known: pa.DataType, new: pa.DataType) -> pa.DataType | None:
-    """The type that holds the table's values and a unit's; None if there is no such type."""
-    if known == new or _widens(new, known):
-        return known
-    if pa.types.is_dictionary(new):
-        return _grown(known, new.value_type)
-    if _is_list(known) and _is_list(new):
-        value = _grown(known.value_type, new.value_type)
-        return None if value is None else pa.list_(known.value_field.with_type(value))
-    if not (pa.types.is_struct(known) and pa.types.is_struct(new)):
-        return None
-    fields = {field.name: field.type for field in known}
-    for field in new:
-        type_ = _grown(fields.get(field.name, field.type), field.type)
-        if type_ is None:
-            return None
-        fields[field.name] = type_
-    return pa.struct(list(fields.items()))
-
-
-def _is_list(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_))
-
-
-def _widens(new: pa.DataType, known: pa.DataType) -> bool:
-    """Whether values of type ``new`` go into a column of type ``known``."""
-    if pa.types.is_timestamp(new) and pa.types.is_timestamp(known):
-        return (new.tz is None) == (known.tz is None)
-    strings = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view
-    for kinds in (strings, (pa.types.is_binary, pa.types.is_large_binary), (pa.types.is_date,)):
-        if any(is_(new) for is_ in kinds) and any(is_(known) for is_ in kinds):
-            return True
-    if pa.types.is_null(new):
-        return True
-    if pa.types.is_integer(new):
-        return bool(pa.types.is_floating(known) or pa.types.is_integer(known))
-    return bool(pa.types.is_floating(new) and pa.types.is_floating(known))
 
 
 def _beyond(batches: Iterable[pa.RecordBatch], after: int) -> Iterator[pa.RecordBatch]:
