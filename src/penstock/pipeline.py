@@ -19,8 +19,9 @@ from penstock.recipe import Recipe
 from penstock.recipe_file import load_recipe
 from penstock.registry import did_you_mean
 from penstock.sources.base import Unit
-from penstock.stages import evaluate, ingest
+from penstock.stages import decisions, evaluate, ingest
 from penstock.stages.base import Pinned, Progress, Silent
+from penstock.stages.validate import valid_tables
 from penstock.walk import NAMES, NODES, Node, Planned, Report, Walk
 
 __all__ = ["NAMES", "NODES", "Node", "Pipeline", "Planned", "Report", "open_pipeline"]
@@ -195,10 +196,14 @@ class _Snapshot:
         ledger = self.pipeline.ledger
         world: Any = ledger.pinned(f"{run_id}/world") if run_id else None
         if world is None:
-            world = {"units": self._units(), "tasks": evaluate.tasks_digest(self.pipeline.recipe)}
+            world = {
+                "units": self._units(),
+                "tasks": evaluate.tasks_digest(self.pipeline.recipe),
+                **self._decisions(),
+            }
             if run_id:
                 world = ledger.pin(f"{run_id}/world", world)
-        return _pinned(world["units"], world["tasks"])
+        return _pinned(world)
 
     def latest(self) -> Pinned | None:
         """What the newest ingest saw."""
@@ -206,7 +211,16 @@ class _Snapshot:
         artifact = self.pipeline.ledger.latest(recipe.name, "ingest")
         if artifact is None:
             return None
-        return _pinned(artifact.summary["units"], evaluate.tasks_digest(recipe))
+        tasks = evaluate.tasks_digest(recipe)
+        return _pinned({"units": artifact.summary["units"], "tasks": tasks, **self._decisions()})
+
+    def _decisions(self) -> dict[str, Any]:
+        """How far people have decided about rows in quarantine."""
+        recipe = self.pipeline.recipe
+        table = decisions.table(self.pipeline.store, recipe)
+        version = table.version()
+        decided = decisions.standing(table, list(valid_tables(recipe).values()), version)
+        return {"decisions": version, "released": decisions.digest(decided)}
 
     def _units(self) -> dict[str, list[dict[str, Any]]]:
         recipe = self.pipeline.recipe
@@ -217,10 +231,12 @@ class _Snapshot:
         }
 
 
-def _pinned(units: Mapping[str, list[dict[str, Any]]], tasks_digest: str) -> Pinned:
+def _pinned(world: Mapping[str, Any]) -> Pinned:
     return Pinned(
-        units={name: tuple(Unit(**unit) for unit in some) for name, some in units.items()},
-        tasks_digest=tasks_digest,
+        units={name: tuple(Unit(**unit) for unit in some) for name, some in world["units"].items()},
+        tasks_digest=world["tasks"],
+        decisions=world.get("decisions", -1),
+        released=world.get("released", ""),
     )
 
 

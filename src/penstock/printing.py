@@ -142,6 +142,11 @@ def row_counts(artifact: Artifact | None) -> tuple[str, str, str]:
     return (_count(rows.get("in")), _count(removed), _count(rows.get("out")))
 
 
+def note(text: str) -> None:
+    """One sentence in place of a table, or after one."""
+    OUT.print(Text(_harmless(text)))
+
+
 def fields(heading: str, values: Mapping[str, object]) -> None:
     """One thing and its fields, a line each."""
     OUT.print(Text(_harmless(heading), style="bold"))

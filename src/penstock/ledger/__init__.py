@@ -8,7 +8,7 @@ transaction here or repaired by the next run.
 
 from penstock.ledger.claims import LEASE_S, Claim
 from penstock.ledger.ledger import Ledger
-from penstock.ledger.processes import is_dead, this_process
+from penstock.ledger.processes import actor, is_dead, this_process
 from penstock.ledger.records import ModelVersion, Move, Pointer, RunRecord, StageRecord
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Pointer",
     "RunRecord",
     "StageRecord",
+    "actor",
     "is_dead",
     "this_process",
 ]

@@ -90,11 +90,15 @@ class Pinned:
         units: Source name -> its snapshot.
         base: The model that training starts from; None is from scratch.
         tasks_digest: SHA-256 over the evaluation tasks' own files.
+        decisions: The version of the decisions about rows in quarantine; -1 without any.
+        released: Digest of the rows that people let through; empty without any.
     """
 
     units: Mapping[str, Sequence[Unit]] = field(default_factory=dict)
     base: Base | None = None
     tasks_digest: str = ""
+    decisions: int = -1
+    released: str = ""
 
 
 @dataclass(frozen=True)

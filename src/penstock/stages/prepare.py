@@ -23,8 +23,8 @@ from penstock.errors import PenstockError, SourceError
 from penstock.features.base import FeatureOptions
 from penstock.recipe import Recipe, canonical
 from penstock.stages.base import Job, Pinned, Stage
-from penstock.stages.validate import valid_tables
-from penstock.tables import Table, conform
+from penstock.stages.validate import valid_rows, valid_table
+from penstock.tables import conform
 from penstock.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from penstock.transforms.base import REMOVED_SCHEMA, ROW_ID
 from penstock.transforms.features import JoinFeatures
@@ -96,15 +96,10 @@ def _valid_rows(job: Job) -> StreamedRows:
     Raises:
         SourceError: Two sources have a column of one name and different types.
     """
-    data = job.inputs["validate"].summary["data"]
-    tables = {
-        source: Table(job.store.table(job.recipe.name, name))
-        for source, name in valid_tables(job.recipe).items()
-    }
+    store, recipe = job.store, job.recipe
+    schemas = [valid_table(store, recipe, source).schema() for source in recipe.sources]
     try:
-        schema = pa.unify_schemas(
-            [table.schema() for table in tables.values()], promote_options="permissive"
-        )
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowTypeError as error:
         raise SourceError(
             f"The sources have a column of the same name but different types: {error}",
@@ -112,8 +107,8 @@ def _valid_rows(job: Job) -> StreamedRows:
         ) from None
 
     def read() -> Iterator[pa.RecordBatch]:
-        for source, table in tables.items():
-            for batch in table.scan(upto=data[source]):
+        for source in recipe.sources:
+            for batch in valid_rows(store, recipe, source, job.inputs["validate"].summary):
                 yield conform(batch, schema)
 
     return StreamedRows(schema, read)

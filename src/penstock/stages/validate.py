@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from penstock import registry
-from penstock.artifacts import digest_of, store_errors
+from penstock.artifacts import Store, digest_of, store_errors
 from penstock.contracts.base import Contract, Finding, Rule
 from penstock.errors import SourceError, ValidationFailed
 from penstock.recipe import Recipe, Validate, canonical
+from penstock.stages import decisions
 from penstock.stages.base import Job, Pinned, Stage
+from penstock.stages.decisions import Decision
 from penstock.stages.ingest import raw_tables
 from penstock.tables import ROW, VERSION, Position, Table, conform, numbered
 from penstock.transforms.base import ORIGIN, ROW_ID, SOURCE
@@ -33,6 +35,7 @@ _QUARANTINE_SCHEMA = pa.schema(
         (ROW_ID, pa.string()),
         (SOURCE, pa.string()),
         (ORIGIN, pa.string()),
+        ("contract", pa.string()),
         ("rule", pa.string()),
         ("value", pa.string()),
         ("row", pa.string()),
@@ -70,7 +73,8 @@ def valid_tables(recipe: Recipe) -> dict[str, str]:
 
 def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
     columns = {name: dict(config.columns) for name, config in recipe.sources.items()}
-    return {"validate": canonical(recipe.validate_), "columns": columns}
+    settings = {"validate": canonical(recipe.validate_), "columns": columns}
+    return settings | ({"released": pinned.released} if pinned.released else {})
 
 
 def _run(job: Job) -> dict[str, Any]:
@@ -80,13 +84,14 @@ def _run(job: Job) -> dict[str, Any]:
     contract.write_report(job.folder / "data_docs.html")
     for one in increments:
         _quarantine(job, one, findings.get(one.source, []))
-    _refuse_if_too_bad(job, increments, findings)
+    decided = _decided(job.store, job.recipe, job.pinned.decisions)
+    _refuse_if_too_bad(job, increments, findings, decided)
     quarantined = 0
     for one in increments:
         failing = _failing_ids(findings.get(one.source, []))
         quarantined += len(failing)
         _pass_on(one, failing)
-    return _summary(job, increments, quarantined)
+    return _summary(job, increments, quarantined, decided)
 
 
 STAGE = Stage("validate", 1, ("ingest",), _settings, _run, writes_tables=True)
@@ -116,12 +121,8 @@ class _Increment:
 
     def rows(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows, under our column names."""
-        theirs = {theirs: ours for ours, theirs in self.columns.items()}
         read = None if columns is None else [self.columns.get(name, name) for name in columns]
-        return (
-            batch.rename_columns([theirs.get(n, n) for n in batch.schema.names])
-            for batch in self.raw.scan(self.after, self.upto, read)
-        )
+        return _renamed(self.raw.scan(self.after, self.upto, read), self.columns)
 
     def schema(self) -> pa.Schema:
         """All columns, under our names."""
@@ -130,9 +131,54 @@ class _Increment:
         return pa.schema([raw.field(name).with_name(theirs.get(name, name)) for name in raw.names])
 
 
+def _renamed(
+    batches: Iterable[pa.RecordBatch], columns: Mapping[str, str]
+) -> Iterator[pa.RecordBatch]:
+    """Batches of a raw table under our column names."""
+    theirs = {theirs: ours for ours, theirs in columns.items()}
+    for batch in batches:
+        yield batch.rename_columns([theirs.get(name, name) for name in batch.schema.names])
+
+
+def valid_rows(
+    store: Store, recipe: Recipe, source: str, summary: Mapping[str, Any]
+) -> Iterator[pa.RecordBatch]:
+    """One source's rows that a result of this stage passed on, in ingest order.
+
+    Rows that people released follow those that met the contract.
+
+    Args:
+        store: Where the tables are.
+        recipe: The recipe.
+        source: Its name.
+        summary: Of the result.
+    """
+    upto = summary["data"][source]
+    yield from valid_table(store, recipe, source).scan(upto=upto)
+    if not summary.get("released", {}).get(source):
+        return
+    decided = _decided(store, recipe, summary["decisions"])
+    wanted = pa.array(decisions.released(decided, source), pa.string())
+    raw = Table(store.table(recipe.name, raw_tables(recipe)[source]))
+    for batch in _renamed(raw.scan(upto=upto), recipe.sources[source].columns):
+        yield batch.filter(pc.is_in(batch[ROW_ID], wanted))
+
+
+def valid_table(store: Store, recipe: Recipe, source: str) -> Table:
+    """Where a source's rows are that met the contract."""
+    return Table(store.table(recipe.name, valid_tables(recipe)[source]))
+
+
+def _decided(store: Store, recipe: Recipe, upto: int) -> dict[str, Decision]:
+    if upto < 0:
+        return {}
+    contracts = list(valid_tables(recipe).values())
+    return decisions.standing(decisions.table(store, recipe), contracts, upto)
+
+
 def _increment(job: Job, source: str) -> _Increment:
     raw = Table(job.store.table(job.recipe.name, raw_tables(job.recipe)[source]))
-    valid = Table(job.store.table(job.recipe.name, valid_tables(job.recipe)[source]))
+    valid = valid_table(job.store, job.recipe, source)
     valid.sweep()
     upto = job.inputs["ingest"].summary["tables"][str(raw.path.relative_to(job.store.root))]
     columns = job.recipe.sources[source].columns
@@ -183,10 +229,14 @@ def _check(job: Job, contract: Contract, one: _Increment) -> list[Finding]:
 
 
 def _refuse_if_too_bad(
-    job: Job, increments: list[_Increment], findings: Mapping[str, list[Finding]]
+    job: Job,
+    increments: list[_Increment],
+    findings: Mapping[str, list[Finding]],
+    decided: Mapping[str, Decision],
 ) -> None:
     total = sum(one.num_rows for one in increments)
-    bad = sum(len(_failing_ids(some)) for some in findings.values())
+    # A row that somebody has decided about is no surprise any more.
+    bad = sum(len(_failing_ids(some).keys() - decided.keys()) for some in findings.values())
     allowed = job.recipe.validate_.max_bad_rows
     unmet = [(source, f) for source, some in findings.items() for f in some if not f.is_met]
     # A rule about a whole column has no rows to tolerate.
@@ -202,9 +252,9 @@ def _refuse_if_too_bad(
     lines.append(f"{bad:,} of {total:,} new rows fail ({bad / max(1, total):.2%}).")
     raise ValidationFailed(
         "\n".join(lines),
-        f"See {report} and the quarantine table. The rows have been ingested: to leave them in "
-        f"quarantine and go on, allow a share of bad rows once, as in --set "
-        f"validate.max_bad_rows={_above(bad / max(1, total))} (now {allowed}).",
+        f"See {report}. The rows have been ingested. Decide about them (penstock quarantine list, "
+        f"release, drop), or leave them in quarantine and go on: allow a share of bad rows once, "
+        f"as in --set validate.max_bad_rows={_above(bad / max(1, total))} (now {allowed}).",
     )
 
 
@@ -247,23 +297,27 @@ def _quarantine(job: Job, one: _Increment, findings: list[Finding]) -> None:
         wanted = pa.array(list(failing), pa.string())
         bad = (b.filter(pc.is_in(b[ROW_ID], wanted)) for b in one.rows())
         new = (b.filter(pc.greater(b[VERSION], seen)) for b in bad)
-        return numbered((_quarantine_batch(b, failing) for b in new), version, _QUARANTINE_SCHEMA)
+        held = (_quarantine_batch(b, failing, stream) for b in new)
+        return numbered(held, version, _QUARANTINE_SCHEMA)
 
     table.append_once(Position(stream, one.upto), _QUARANTINE_SCHEMA, rows)
 
 
-def _quarantine_batch(batch: pa.RecordBatch, failing: Mapping[str, Finding]) -> pa.RecordBatch:
+def _quarantine_batch(
+    batch: pa.RecordBatch, failing: Mapping[str, Finding], contract: str
+) -> pa.RecordBatch:
     ids = batch[ROW_ID].to_pylist()
     content = batch.drop_columns([ROW_ID, SOURCE, ORIGIN, VERSION, ROW]).to_pylist()
     columns = {
         ROW_ID: ids,
         SOURCE: batch[SOURCE].to_pylist(),
         ORIGIN: batch[ORIGIN].to_pylist(),
+        "contract": [contract] * batch.num_rows,
         "rule": [str(failing[row_id].rule) for row_id in ids],
         "value": [failing[row_id].failing[row_id] for row_id in ids],
         "row": [json.dumps(row, default=str, ensure_ascii=False) for row in content],
     }
-    return pa.RecordBatch.from_pydict(columns, schema=pa.schema(list(_QUARANTINE_SCHEMA)[:6]))
+    return pa.RecordBatch.from_pydict(columns, schema=pa.schema(list(_QUARANTINE_SCHEMA)[:7]))
 
 
 def _pass_on(one: _Increment, failing: Mapping[str, Finding]) -> None:
@@ -285,13 +339,31 @@ def _pass_on(one: _Increment, failing: Mapping[str, Finding]) -> None:
     one.valid.append_once(Position(one.source, one.upto), schema, rows)
 
 
-def _summary(job: Job, increments: list[_Increment], quarantined: int) -> dict[str, Any]:
+def _released(one: _Increment, decided: Mapping[str, Decision]) -> int:
+    """How many of a source's rows up to here people have let through."""
+    wanted = pa.array(decisions.released(decided, one.source), pa.string())
+    if not len(wanted):
+        return 0
+    ids = one.raw.scan(upto=one.upto, columns=[ROW_ID, VERSION])
+    return sum(pc.sum(pc.is_in(batch[ROW_ID], wanted)).as_py() or 0 for batch in ids)
+
+
+def _summary(
+    job: Job, increments: list[_Increment], quarantined: int, decided: Mapping[str, Decision]
+) -> dict[str, Any]:
     root = job.store.root
+    released = {one.source: _released(one, decided) for one in increments}
+    passed = {
+        str(one.valid.path.relative_to(root)): one.valid.count_rows() + released[one.source]
+        for one in increments
+    }
     before = {str(one.valid.path.relative_to(root)): one.valid for one in increments}
     num_in = sum(one.num_rows for one in increments)
     return {
         "tables": {path: table.version() for path, table in before.items()},
-        "valid_rows": {path: table.count_rows() for path, table in before.items()},
+        "valid_rows": passed,
+        "released": released,
+        "decisions": job.pinned.decisions,
         "covered": {str(one.valid.path.relative_to(root)): one.upto for one in increments},
         # Which raw version the valid rows reach to: the data version people see.
         "data": {one.source: one.upto for one in increments},
