@@ -32,6 +32,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "normalise": "penstock.transforms.clean:Normalise",
         "filter": "penstock.transforms.filter:Filter",
         "dedupe": "penstock.transforms.dedupe:ExactDedupe",
+        "redact": "penstock.transforms.redact:Redact",
         "split": "penstock.transforms.split:Split",
     },
     "engines": {

@@ -18,6 +18,7 @@ from penstock.transforms.base import REMOVED_SCHEMA, KeyedTransform, RowTransfor
 from penstock.transforms.clean import Normalise
 from penstock.transforms.dedupe import ExactDedupe
 from penstock.transforms.filter import Filter
+from penstock.transforms.redact import Redact
 from penstock.transforms.split import Split
 
 UNHURRIED = settings(
@@ -35,6 +36,8 @@ CASES = [
     Filter(Filter.Options(**FILTER)),
     ExactDedupe(ExactDedupe.Options()),
     ExactDedupe(ExactDedupe.Options(columns=("quality_score",))),
+    Redact(Redact.Options()),
+    Redact(Redact.Options(kinds=("email", "phone"), remove=("email",))),
     Split(Split.Options(validation=0.5)),
     Split(Split.Options(validation=0.5, by=("instruction",))),
 ]
@@ -47,7 +50,10 @@ SCHEMA = pa.schema(
     ]
 )
 
-TEXT = st.none() | st.text(st.sampled_from("ab \n\0\u0301"), max_size=5)
+TEXT = st.none() | st.one_of(
+    st.text(st.sampled_from("ab \n\0\u0301"), max_size=5),
+    st.sampled_from(["a@b.org", "+49 30 901820 a@b.org"]),
+)
 SCORE = st.none() | st.sampled_from([0.0, 0.25, 0.5, 1.0])
 
 

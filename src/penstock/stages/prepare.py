@@ -8,6 +8,7 @@ it is a function of the data version and the recipe alone, byte for byte.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from penstock.tables import conform
 from penstock.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from penstock.transforms.base import REMOVED_SCHEMA, ROW_ID
 from penstock.transforms.features import JoinFeatures
+from penstock.transforms.redact import COUNTS, REDACTED
 from penstock.transforms.tokenize import Tokenize, TokenizeOptions
 
 EXAMPLES = "examples.parquet"
@@ -66,10 +68,11 @@ def _run(job: Job) -> dict[str, Any]:
     options = TokenizeOptions(folder=folder, max_length=job.recipe.prepare.max_length)
     with store_errors(scratch), job.progress.track("tokenize") as advance:
         tokenized = run_transforms(engine, cleaned.kept, [Tokenize(options)], advance)
-    splits = _write_examples(job.folder / EXAMPLES, tokenized.kept)
+    redacted = _Redactions()
+    splits = _write_examples(job.folder / EXAMPLES, redacted.watch(tokenized.kept))
     removed = _write_removed(job.folder / REMOVED, [cleaned, tokenized])
     shutil.rmtree(scratch, ignore_errors=True)
-    return _summary(job, cleaned.num_rows, splits, removed)
+    return _summary(job, cleaned.num_rows, splits, removed) | redacted.summary()
 
 
 STAGE = Stage("prepare", 1, ("validate",), _settings, _run)
@@ -142,12 +145,33 @@ def _texts(rows: Rows, share: float) -> Iterator[str]:
             yield from table[column].to_pylist()
 
 
-def _write_examples(path: Path, rows: Rows) -> dict[str, int]:
+class _Redactions:
+    """Counts what was redacted in the rows that pass by."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def watch(self, rows: Rows) -> Iterator[pa.Table]:
+        """The rows as they are."""
+        for table in rows.batches():
+            if REDACTED in table.column_names and table[REDACTED].type == COUNTS:
+                for i, field in enumerate(COUNTS):
+                    column = pc.struct_field(table[REDACTED], [i])
+                    self._counts[field.name] += pc.sum(column, min_count=0).as_py()
+            yield table
+
+    def summary(self) -> dict[str, Any]:
+        """Kind -> how often; nothing where nothing was looked for."""
+        found = {name: count for name, count in sorted(self._counts.items()) if count}
+        return {"redacted": found} if self._counts else {}
+
+
+def _write_examples(path: Path, batches: Iterable[pa.Table]) -> dict[str, int]:
     """Write the examples; returns how many rows each split has."""
     splits: dict[str, int] = {}
     writer: pq.ParquetWriter | None = None
     with store_errors(path):
-        for table in rows.batches():
+        for table in batches:
             if SPLIT not in table.column_names:
                 table = table.append_column(SPLIT, pa.repeat("train", table.num_rows))
             writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
