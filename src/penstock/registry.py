@@ -32,6 +32,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         "normalise": "penstock.transforms.clean:Normalise",
         "filter": "penstock.transforms.filter:Filter",
         "dedupe": "penstock.transforms.dedupe:ExactDedupe",
+        "quality": "penstock.transforms.quality:Quality",
+        "language": "penstock.transforms.language:Language",
         "redact": "penstock.transforms.redact:Redact",
         "split": "penstock.transforms.split:Split",
     },

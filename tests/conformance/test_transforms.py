@@ -18,6 +18,8 @@ from penstock.transforms.base import REMOVED_SCHEMA, KeyedTransform, RowTransfor
 from penstock.transforms.clean import Normalise
 from penstock.transforms.dedupe import ExactDedupe
 from penstock.transforms.filter import Filter
+from penstock.transforms.language import Language
+from penstock.transforms.quality import Quality
 from penstock.transforms.redact import Redact
 from penstock.transforms.split import Split
 
@@ -36,6 +38,9 @@ CASES = [
     Filter(Filter.Options(**FILTER)),
     ExactDedupe(ExactDedupe.Options()),
     ExactDedupe(ExactDedupe.Options(columns=("quality_score",))),
+    Language(Language.Options(min_characters=4, among=("de", "en"))),
+    Quality(Quality.Options()),
+    Quality(Quality.Options(columns=("response",), min_words=None, min_sentences=None)),
     Redact(Redact.Options()),
     Redact(Redact.Options(kinds=("email", "phone"), remove=("email",))),
     Split(Split.Options(validation=0.5)),
@@ -52,7 +57,7 @@ SCHEMA = pa.schema(
 
 TEXT = st.none() | st.one_of(
     st.text(st.sampled_from("ab \n\0\u0301"), max_size=5),
-    st.sampled_from(["a@b.org", "+49 30 901820 a@b.org"]),
+    st.sampled_from(["a@b.org", "+49 30 901820 a@b.org", "to be or not to be", "Das ist es."]),
 )
 SCORE = st.none() | st.sampled_from([0.0, 0.25, 0.5, 1.0])
 
