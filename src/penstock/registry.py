@@ -32,6 +32,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "normalise": "penstock.transforms.clean:Normalise",
         "filter": "penstock.transforms.filter:Filter",
         "dedupe": "penstock.transforms.dedupe:ExactDedupe",
+        "near_dedupe": "penstock.transforms.near_dedupe:NearDedupe",
         "split": "penstock.transforms.split:Split",
     },
     "engines": {
