@@ -35,6 +35,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "quality": "penstock.transforms.quality:Quality",
         "language": "penstock.transforms.language:Language",
         "redact": "penstock.transforms.redact:Redact",
+        "near_dedupe": "penstock.transforms.near_dedupe:NearDedupe",
         "split": "penstock.transforms.split:Split",
     },
     "engines": {

@@ -17,6 +17,7 @@ from penstock.transforms.base import REMOVED_SCHEMA, Outcome, removed_rows
 from penstock.transforms.clean import Normalise
 from penstock.transforms.dedupe import ExactDedupe
 from penstock.transforms.filter import Filter
+from penstock.transforms.near_dedupe import NearDedupe
 from penstock.transforms.split import Split
 
 UNHURRIED = settings(
@@ -44,6 +45,11 @@ CASES = [local, local_short_of_memory, local_with_many_buckets]
 @pytest.fixture(params=CASES, ids=lambda case: case.__name__)
 def engine(request, tmp_path):
     return request.param(tmp_path / "scratch")
+
+
+@pytest.fixture
+def reference(tmp_path):
+    return LocalEngine(tmp_path / "reference")
 
 
 def table_of(letters):
@@ -206,6 +212,27 @@ def test_a_whole_preparation_depends_on_the_rows_alone(engine, texts, ends):
     assert prepared.counts["filter"] == len(pairs) - sum(map(all, pairs))
     removed = [row["_row_id"] for part in prepared.removed_batches() for row in part.to_pylist()]
     assert sorted(removed + [row["_row_id"] for row in kept]) == table["_row_id"].to_pylist()
+
+
+@UNHURRIED
+@given(
+    st.lists(st.lists(st.sampled_from("abc"), max_size=6).map(" ".join), max_size=30),
+    ENDS,
+    st.sampled_from(["first", "all"]),
+)
+def test_near_duplicates_are_found_however_rows_were_cut(engine, reference, texts, ends, keep):
+    table = table_of(texts)
+    step = NearDedupe(NearDedupe.Options(columns=("letter",), threshold=0.5, ngram=2, keep=keep))
+    found, expected = (
+        run_transforms(place, rows_of(table, *cuts), [step])
+        for place, cuts in ((engine, ends), (reference, ()))
+    )
+    assert collect(found.kept) == collect(expected.kept)
+    assert found.counts == expected.counts
+    ledgers = [list(part.removed_batches()) for part in (found, expected)]
+    assert [[e for table in tables for e in table.to_pylist()] for tables in ledgers] == [
+        [e for table in ledgers[1] for e in table.to_pylist()]
+    ] * 2
 
 
 def test_a_transform_that_loses_rows_without_a_word_is_found_out(engine):

@@ -8,17 +8,24 @@ import pickle
 import zlib
 from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.sources.base import Options
-from penstock.transforms.base import REMOVED_SCHEMA, KeyedTransform, RowTransform
+from penstock.transforms.base import (
+    REMOVED_SCHEMA,
+    ClusteredTransform,
+    KeyedTransform,
+    RowTransform,
+)
 from penstock.transforms.clean import Normalise
 from penstock.transforms.dedupe import ExactDedupe
 from penstock.transforms.filter import Filter
 from penstock.transforms.language import Language
+from penstock.transforms.near_dedupe import NearDedupe
 from penstock.transforms.quality import Quality
 from penstock.transforms.redact import Redact
 from penstock.transforms.split import Split
@@ -43,6 +50,8 @@ CASES = [
     Quality(Quality.Options(columns=("response",), min_words=None, min_sentences=None)),
     Redact(Redact.Options()),
     Redact(Redact.Options(kinds=("email", "phone"), remove=("email",))),
+    NearDedupe(NearDedupe.Options(threshold=0.5, ngram=1)),
+    NearDedupe(NearDedupe.Options(threshold=0.5, ngram=1, keep="all")),
     Split(Split.Options(validation=0.5)),
     Split(Split.Options(validation=0.5, by=("instruction",))),
 ]
@@ -81,13 +90,33 @@ by_row = pytest.mark.parametrize(
 by_key = pytest.mark.parametrize(
     "transform", [case for case in CASES if isinstance(case, KeyedTransform)], ids=name_of
 )
+by_likeness = pytest.mark.parametrize(
+    "transform", [case for case in CASES if isinstance(case, ClusteredTransform)], ids=name_of
+)
 every = pytest.mark.parametrize("transform", CASES, ids=name_of)
 
 
 def apply(transform, rows):
     if isinstance(transform, KeyedTransform):
         return transform.keep(rows.append_column("_key", transform.key(rows)))
+    if isinstance(transform, ClusteredTransform):
+        return transform.act(judged(transform, rows))
     return transform(rows)
+
+
+def judged(transform, rows):
+    """The rows as they are when all have been compared with all before them."""
+    judge = transform.judge(rows.num_rows)
+    places = np.arange(rows.num_rows)
+    everyone = [places[:place] for place in places]
+    sketches = transform.sketch(rows)["_sketch"]
+    judge.compare(places, sketches, everyone, np.ones(rows.num_rows, bool))
+    found, names = judge.found(), rows["_row_id"].to_pylist()
+    like = [names[j] if j != i else None for i, j in enumerate(found.like)]
+    also = [names[j] if j >= 0 else None for j in found.also]
+    rows = rows.append_column("_like", pa.array(like, pa.string()))
+    rows = rows.append_column("_similarity", pa.array(found.similarity, pa.float64()))
+    return rows.append_column("_also", pa.array(also, pa.string()))
 
 
 def ids(rows):
@@ -145,6 +174,28 @@ def test_however_groups_are_put_together_the_same_rows_come_out(transform, rows,
     kept = [row for part in parts for row in part.kept.to_pylist()]
     assert sorted(kept, key=lambda row: row["_row_id"]) == whole.kept.to_pylist()
     assert ledger(*parts) == ledger(whole)
+
+
+@by_likeness
+@UNHURRIED
+@given(tables(), st.lists(st.integers(0, 25), max_size=4))
+def test_however_rows_are_cut_their_sketches_are_the_same(transform, rows, cuts):
+    ends = [0, *sorted(min(cut, rows.num_rows) for cut in cuts), rows.num_rows]
+    parts = [transform.sketch(rows.slice(start, end - start)) for start, end in pairwise(ends)]
+    whole = transform.sketch(rows)
+    assert whole.column_names == ["_equal", "_buckets", "_sketch"]
+    assert pa.concat_tables(parts).to_pylist() == whole.to_pylist()
+
+
+@by_likeness
+@UNHURRIED
+@given(tables())
+def test_rows_that_are_equal_in_a_sketch_meet_in_every_bucket(transform, rows):
+    sketches = transform.sketch(rows).to_pylist()
+    for one in sketches:
+        for other in sketches:
+            if one["_equal"] is not None and one["_equal"] == other["_equal"]:
+                assert one == other
 
 
 @by_key

@@ -5,6 +5,7 @@ from penstock.engines.local import LocalEngine
 from penstock.transforms.clean import Normalise
 from penstock.transforms.dedupe import ExactDedupe
 from penstock.transforms.filter import Filter
+from penstock.transforms.near_dedupe import NearDedupe
 from penstock.transforms.split import Split
 
 STEPS = [
@@ -53,6 +54,16 @@ def test_progress_adds_up_to_rows_read_over_all_passes(tmp_path):
     seen = []
     run_transforms(LocalEngine(tmp_path), rows(), STEPS, seen.append)
     assert sum(seen) == 4 + 3 + 2
+
+
+def test_a_clustered_transform_reads_the_rows_twice_and_leaves_no_sketches(tmp_path):
+    seen = []
+    steps = [NearDedupe(NearDedupe.Options())]
+    prepared = run_transforms(LocalEngine(tmp_path), rows(), steps, seen.append)
+    assert prepared.counts == {"near_dedupe": 1}
+    assert num_passes(steps) == 2
+    assert sum(seen) == 2 * 4
+    assert len(list(tmp_path.iterdir())) == 1 + len(prepared.removed)
 
 
 def test_no_transforms_leave_the_rows_as_they_are(tmp_path):

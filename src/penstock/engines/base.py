@@ -24,12 +24,13 @@ from penstock.sources.base import AnyOptions, Options
 from penstock.transforms.base import (
     REMOVED_SCHEMA,
     ROW_ID,
+    ClusteredTransform,
     KeyedTransform,
     Outcome,
     RowTransform,
 )
 
-Transform = RowTransform | KeyedTransform
+Transform = RowTransform | KeyedTransform | ClusteredTransform
 
 
 class Rows(Protocol):
@@ -175,7 +176,8 @@ def run_transforms(
 
 def num_passes(transforms: Sequence[Transform]) -> int:
     """How often ``run_transforms`` reads the rows."""
-    return len(_passes(transforms))
+    firsts = [steps[0] for steps in _passes(transforms)]
+    return sum(2 if isinstance(first, ClusteredTransform) else 1 for first in firsts)
 
 
 def in_ingest_order(removed: pa.Table, rows: pa.Table) -> tuple[pa.Table, pa.Array]:
@@ -184,16 +186,18 @@ def in_ingest_order(removed: pa.Table, rows: pa.Table) -> tuple[pa.Table, pa.Arr
     Returns:
         The sorted ledger rows, and each one's index in ``rows``.
     """
+    if not removed.num_rows:
+        return removed, pa.array([], pa.int32())
     indices = pc.index_in(removed[ROW_ID], rows[ROW_ID].combine_chunks()).combine_chunks()
     order = pc.sort_indices(indices)
     return removed.take(order), indices.take(order)
 
 
 def _passes(transforms: Sequence[Transform]) -> list[list[Transform]]:
-    """Keyed transforms alone, neighbouring row transforms together."""
+    """Neighbouring row transforms together, all others alone."""
     passes: list[list[Transform]] = []
     for step in transforms:
-        if passes and not any(isinstance(s, KeyedTransform) for s in (step, passes[-1][-1])):
+        if passes and all(isinstance(s, RowTransform) for s in (step, passes[-1][-1])):
             passes[-1].append(step)
         else:
             passes.append([step])
@@ -204,6 +208,11 @@ def _run_pass(engine: Engine, rows: Rows, steps: list[Transform]) -> Mapped:
     first = steps[0]
     if isinstance(first, KeyedTransform):
         return engine.map_groups(rows, first)
+    if isinstance(first, ClusteredTransform):
+        # That module is about engines, which are described here.
+        from penstock.engines.clusters import run_clustered
+
+        return run_clustered(engine, rows, first)
     return engine.map_batches(rows, _Chain([s for s in steps if isinstance(s, RowTransform)]))
 
 

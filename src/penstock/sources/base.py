@@ -47,7 +47,17 @@ ORIGIN = "_origin"
 OFFSET = "_offset"
 
 # Columns that Penstock adds, for good (the first five) or for a while.
-RESERVED = ("_row_id", "_source", ORIGIN, "_version", "_row", OFFSET, "_key", "_ordinal")
+RESERVED = (
+    "_row_id",
+    "_source",
+    ORIGIN,
+    "_version",
+    "_row",
+    OFFSET,
+    "_key",
+    "_ordinal",
+    "_cluster",
+)
 
 
 class Options(Section):

@@ -6,6 +6,10 @@ Three kinds, told apart by what they must see at once:
   into batches, the same rows come out.
 - ``KeyedTransform``: all rows that share a key (exact dedupe). ``key`` gives
   each row's key; ``keep`` is called with the rows of whole groups.
+- ``ClusteredTransform``: each row and the rows it resembles, which no one key
+  brings together (near-duplicates). It takes a sketch of each row, says in which
+  buckets rows may meet that resemble each other, judges the pairs that met, and
+  is a row transform of rows that carry the judgement.
 
 A transform never drops a row silently: it returns the rows that stay, in their
 order, and a table with one ledger row (row id, step, reason, evidence) for each
@@ -24,6 +28,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from penstock.errors import RecipeError
@@ -38,6 +44,16 @@ VERSION = "_version"  # int64: the raw table's version that brought the row
 
 # A column that is there only while rows are grouped.
 KEY = "_key"
+
+# A clustered transform's sketches: one row for each row, in this order.
+EQUAL = "_equal"  # binary: rows in which it is equal are the same; null is like no other
+BUCKETS = "_buckets"  # list<int64>: rows with a bucket in common may resemble each other
+SKETCH = "_sketch"  # what the judge compares
+
+# What a judge found out about a row, while its transform acts on it.
+LIKE = "_like"  # string: the id of the earlier row it belongs to; null for none
+SIMILARITY = "_similarity"  # float64: to that row's group, 0 to 1
+ALSO = "_also"  # string: the id of a second one; null for none
 
 REMOVED_SCHEMA = pa.schema(
     [
@@ -128,5 +144,73 @@ class KeyedTransform(Protocol):
 
         The last column of ``rows`` is ``_key``; kept rows come back with every
         column they came with.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a judge found out about rows 0 to n - 1, each named by its place.
+
+    Attributes:
+        like: Shape (n,): the earlier row that a row belongs to; itself for none.
+        similarity: Shape (n,): to that row's group, 0 to 1.
+        also: Shape (n,): a second one; -1 for none.
+    """
+
+    like: npt.NDArray[np.int64]
+    similarity: npt.NDArray[np.float32]
+    also: npt.NDArray[np.int64]
+
+
+class Judge(Protocol):
+    """Compares rows that met in a bucket; made anew for each run of a transform."""
+
+    def compare(
+        self,
+        places: npt.NDArray[np.int64],
+        sketches: pa.ChunkedArray,
+        candidates: Sequence[npt.NDArray[np.int64]],
+        is_candidate: npt.NDArray[np.bool_],
+    ) -> None:
+        """Judge some rows; every row comes once at most, in ingest order.
+
+        Args:
+            places: Shape (n,): the rows' places in ingest order.
+            sketches: Shape (n,).
+            candidates: For each row, the earlier rows it met.
+            is_candidate: Shape (n,): whether a later row has met it.
+        """
+        ...
+
+    def found(self) -> Found:
+        """Everything that was found out."""
+        ...
+
+
+@runtime_checkable
+class ClusteredTransform(Protocol):
+    """A transform that needs to see each row and the rows it resembles."""
+
+    name: ClassVar[str]
+    revision: ClassVar[int]  # bumped by hand when the same rows would come out otherwise
+    Options: ClassVar[AnyOptions]
+
+    def open(self) -> None:
+        """Load what every batch needs, once per worker."""
+        ...
+
+    def sketch(self, rows: pa.Table) -> pa.Table:
+        """A row of ``EQUAL``, ``BUCKETS`` and ``SKETCH`` for each of ``rows``."""
+        ...
+
+    def judge(self, num_rows: int) -> Judge:
+        """A judge of so many rows."""
+        ...
+
+    def act(self, rows: pa.Table) -> Outcome:
+        """Act on rows whose last columns are ``LIKE``, ``SIMILARITY`` and ``ALSO``.
+
+        Those columns do not come back.
         """
         ...

@@ -24,7 +24,8 @@ class SplitOptions(Options):
     by: tuple[str, ...] = Field(
         ("instruction", "response"),
         min_length=1,
-        description="Rows that are equal in all of these stay together.",
+        description="Rows that are equal in all of these stay together; `[_cluster]` after "
+        "`near_dedupe: {keep: all}` keeps near-duplicates together.",
     )
     validation: float = Field(0.05, ge=0, lt=1, description="Share of groups.")
     seed: int = Field(0, description="Another seed divides the groups otherwise.")
