@@ -163,6 +163,8 @@ def _adapters(section: str) -> Iterator[str]:
         yield from _options("sources", "Options of the source")
     if section == "features":
         yield from _options("features", "Options of the feature store")
+    if section == "validate":
+        yield from _options("rules", "Options of the rule")
     if section == "prepare":
         yield from _options("transforms", "Options of the transform")
     if section == "serve":

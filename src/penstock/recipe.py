@@ -109,6 +109,10 @@ _ShortStep = Annotated[
 ]
 
 
+class RuleConfig(Plugin):
+    """One rule about rows."""
+
+
 class Ingest(Section):
     """When there is enough new data to run for."""
 
@@ -165,7 +169,19 @@ class Validate(Section):
         {"quality_score": RangeRule(min=0.6, max=1.0)},
         description="Column -> bounds on its number.",
     )
-    expectations: list[Expectation] = Field([], description="Further rules.")
+    expectations: list[Expectation] = Field(
+        [], description="Further rules of Great Expectations, by name."
+    )
+    rules: list[
+        Annotated[
+            RuleConfig,
+            BeforeValidator(named_step, json_schema_input_type=RuleConfig | str | _ShortStep),
+        ]
+    ] = Field(
+        [],
+        description="Rules about rows for language models, listed below. `encoding` is short for "
+        "`{type: encoding}`.",
+    )
     max_bad_rows: float = Field(
         0.0, ge=0, lt=1, description="Share of failing rows that is tolerated (and quarantined)."
     )
@@ -484,6 +500,7 @@ def json_schema() -> dict[str, Any]:
         ("sources", "SourceConfig"),
         ("features", "FeaturesConfig"),
         ("transforms", "TransformConfig"),
+        ("rules", "RuleConfig"),
     ):
         properties = schema["$defs"][definition]["properties"]
         properties["type"]["examples"] = registry.names(seam)

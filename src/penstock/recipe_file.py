@@ -136,12 +136,13 @@ def _plugins(tree: Any) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, 
             yield "sources", ("sources", name), options
     if isinstance(tree.get("features"), dict):
         yield "features", ("features",), tree["features"]
-    prepare = tree.get("prepare")
-    transforms = prepare.get("transforms") if isinstance(prepare, dict) else None
-    for i, config in enumerate(transforms if isinstance(transforms, list) else ()):
-        step = named_step(config)
-        if isinstance(step, dict):
-            yield "transforms", ("prepare", "transforms", i), step
+    for section, seam in (("validate", "rules"), ("prepare", "transforms")):
+        inner = tree.get(section)
+        configs = inner.get(seam) if isinstance(inner, dict) else None
+        for i, config in enumerate(configs if isinstance(configs, list) else ()):
+            step = named_step(config)
+            if isinstance(step, dict):
+                yield seam, (section, seam, i), step
 
 
 def _plugin_mistakes(

@@ -27,6 +27,17 @@ BUILTIN: dict[str, dict[str, str]] = {
     },
     "contracts": {
         "great_expectations": "penstock.contracts.great_expectations:GreatExpectationsContract",
+        "rows": "penstock.contracts.rows:RowRules",
+    },
+    "rules": {
+        "tokens": "penstock.contracts.rules:Tokens",
+        "repetition": "penstock.contracts.rules:Repetition",
+        "refusal": "penstock.contracts.rules:Refusal",
+        "encoding": "penstock.contracts.rules:Encoding",
+        "secrets": "penstock.contracts.rules:Secrets",
+        "personal_data": "penstock.contracts.rules:PersonalData",
+        "messages": "penstock.contracts.rules:Messages",
+        "preference_pair": "penstock.contracts.rules:PreferencePair",
     },
     "transforms": {
         "normalise": "penstock.transforms.clean:Normalise",
