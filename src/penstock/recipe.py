@@ -109,6 +109,20 @@ _ShortStep = Annotated[
 ]
 
 
+class ContractFile(Section):
+    """A contract in a file of its own."""
+
+    engine: Literal["soda"] = Field(description="Whose contract it is.")
+    file: Annotated[str, Place()] = Field(
+        description="The contract, relative to the recipe; it enters by its digest."
+    )
+    python: Annotated[str | None, Place()] = Field(
+        None,
+        description="The interpreter that has the engine, relative to the recipe; null is "
+        "Penstock's own.",
+    )
+
+
 class RuleConfig(Plugin):
     """One rule about rows."""
 
@@ -182,6 +196,7 @@ class Validate(Section):
         description="Rules about rows for language models, listed below. `encoding` is short for "
         "`{type: encoding}`.",
     )
+    contracts: list[ContractFile] = Field([], description="Contracts in files of their own.")
     max_bad_rows: float = Field(
         0.0, ge=0, lt=1, description="Share of failing rows that is tolerated (and quarantined)."
     )

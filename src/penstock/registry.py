@@ -28,6 +28,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     "contracts": {
         "great_expectations": "penstock.contracts.great_expectations:GreatExpectationsContract",
         "rows": "penstock.contracts.rows:RowRules",
+        "soda": "penstock.contracts.soda:SodaContract",
     },
     "rules": {
         "tokens": "penstock.contracts.rules:Tokens",

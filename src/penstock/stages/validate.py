@@ -12,16 +12,17 @@ import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from penstock import registry
-from penstock.artifacts import Store, digest_of, store_errors
+from penstock.artifacts import Store, digest_of, file_digest, store_errors
 from penstock.contracts.base import Contract, Finding, Rule
-from penstock.errors import SourceError, ValidationFailed
-from penstock.recipe import Recipe, Validate, canonical
+from penstock.errors import RecipeError, SourceError, ValidationFailed
+from penstock.recipe import ContractFile, Recipe, Validate, canonical
 from penstock.stages import decisions
 from penstock.stages.base import Advance, Job, Pinned, Stage
 from penstock.stages.decisions import Decision
@@ -94,7 +95,19 @@ def _checks(recipe: Recipe) -> list[_Check]:
         columns = tuple(sorted({column for _, rule in about_rows for column in rule.columns}))
         contract = registry.resolve("contracts", "rows")(about_rows)
         checks.append(_Check(contract, columns, "row_rules.html"))
+    for i, config in enumerate(recipe.validate_.contracts):
+        python = None if config.python is None else str(recipe.folder / config.python)
+        file = _contract_file(recipe, config)
+        contract = registry.resolve("contracts", config.engine)(file, python)
+        checks.append(_Check(contract, None, f"{config.engine}_{i}.html"))
     return checks
+
+
+def _contract_file(recipe: Recipe, config: ContractFile) -> Path:
+    file = recipe.folder / config.file
+    if not file.is_file():
+        raise RecipeError(f"validate.contracts: there is no file {file}.")
+    return file
 
 
 def _canonical(recipe: Recipe) -> dict[str, Any]:
@@ -106,6 +119,12 @@ def _canonical(recipe: Recipe) -> dict[str, Any]:
             [config.type, rule.revision, canonical(options), rule(options, recipe).identity]
             for config in recipe.validate_.rules
             for rule, options in [recipe.plugin("rules", config)]
+        ]
+    files = contract.pop("contracts")
+    if files:
+        contract["contracts"] = [
+            [config.engine, file_digest(_contract_file(recipe, config))]
+            for config in recipe.validate_.contracts
         ]
     return contract
 
