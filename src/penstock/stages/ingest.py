@@ -28,6 +28,8 @@ from penstock.tables import ROW, VERSION, Position, Table, numbered
 from penstock.transforms.base import ROW_ID, SOURCE
 
 DEAD_LETTERS = "dead_letters"
+# A long unit that may be committed in parts is, so that a kill costs one of them at most.
+PART = 1_000_000
 _DEAD_SCHEMA = pa.schema(
     [
         (SOURCE, pa.string()),
@@ -103,7 +105,7 @@ def _run(job: Job) -> dict[str, Any]:
     for name, source in sources(job.recipe).items():
         table = Table(job.store.table(job.recipe.name, raw_tables(job.recipe)[name]))
         table.sweep()
-        ingester = _Ingester(name, source, table, dead, job.folder / "spool")
+        ingester = Ingester(name, source, table, dead, job.folder / "spool")
         units = job.pinned.units[name]
         with job.progress.track(f"ingest {name}", _total_bytes(units)) as advance:
             for unit in units:
@@ -142,30 +144,54 @@ def _total_bytes(units: Iterable[Unit]) -> int | None:
 
 
 @dataclass
-class _Ingester:
-    """Takes one source's units into its table."""
+class Ingester:
+    """Takes one source's units into its table.
+
+    Attributes:
+        name: The source's name.
+        source: Where units are read.
+        table: The source's raw table.
+        dead: The table of dead letters, which all sources share.
+        scratch: A folder of its own for what is being read.
+        part: How far along its stream one commit of a divisible unit goes.
+    """
 
     name: str
     source: Source
     table: Table
     dead: Table
     scratch: Path
+    part: int = PART
 
     def take(self, unit: Unit) -> None:
-        """Commit a unit's rows and its dead letters, each once.
+        """Commit a unit's rows and its dead letters, each once."""
+        while self.take_part(unit):
+            pass
 
-        The two commits are independent: whichever a crash left out is made up
-        for by reading again what came after the lesser of the two positions.
+    def take_part(self, unit: Unit) -> bool:
+        """Commit the next part of a unit, or all of one that cannot be divided.
+
+        The commits of rows and of letters are independent: whichever a crash left out
+        is made up for by reading again what came after the lesser of the two positions.
+
+        Returns:
+            Whether there was anything to commit.
         """
-        while (after := self._committed(unit)) < unit.position:
-            spool = _Spool(self.scratch)
-            for piece in self.source.read(replace(unit, after=after)):
-                spool.add(piece)
-            self._commit_dead(spool, unit)
-            self._commit_rows(spool, unit)
-            spool.clear()
+        after = self.committed(unit)
+        if after >= unit.position:
+            return False
+        end = min(unit.position, after + self.part) if unit.divisible else unit.position
+        unit = replace(unit, after=after, position=end)
+        spool = _Spool(self.scratch)
+        for piece in self.source.read(unit):
+            spool.add(piece)
+        spool.part_from(self.table.schema())
+        self._commit_dead(spool, unit)
+        self._commit_rows(spool, unit)
+        spool.clear()
+        return True
 
-    def _committed(self, unit: Unit) -> int:
+    def committed(self, unit: Unit) -> int:
         """How far both tables have come on the unit's stream."""
         have = self.table.position(unit.stream), self.dead.position(self._dead_stream(unit))
         return min(have)
@@ -252,6 +278,26 @@ class _Spool:
         """Remove the files."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def part_from(self, have: pa.Schema) -> None:
+        """Make dead letters of the rows of a stream that contradict the table's types.
+
+        A stream cannot be mended and read again, as a file can, and one message of
+        another type must not hold up all that follow it.
+        """
+        self._close()
+        if not any(_contradicting(schema, have) for schema in self._schemas):
+            return
+        parted = _Spool(self.folder.with_name(f"{self.folder.name}.parted"))
+        for batch in self.batches():
+            kept, letters = _parted(batch, have)
+            self.dead += letters
+            if kept.num_rows:
+                parted.add(kept)
+        parted._close()
+        shutil.rmtree(self.folder)
+        parted.folder.rename(self.folder)
+        self._schemas = parted._schemas
+
     def _close(self) -> None:
         if self._writer is not None:
             self._writer.close()
@@ -285,6 +331,43 @@ def _merged(have: pa.Schema, new: pa.Schema, unit: Unit) -> pa.Schema:
         taken[field.name] = grown
     taken |= {field.name: field.type for field in _OURS}
     return pa.schema([(name, type_) for name, type_ in taken.items()])
+
+
+def _contradicting(new: pa.Schema, have: pa.Schema) -> list[str]:
+    """The columns of a stream's rows whose type is not the table's and cannot become it."""
+    if OFFSET not in new.names:
+        return []
+    known = [field for field in new if field.name in have.names and field.name != ORIGIN]
+    return [one.name for one in known if _grown(have.field(one.name).type, one.type) is None]
+
+
+def _parted(batch: pa.RecordBatch, have: pa.Schema) -> tuple[pa.RecordBatch, list[DeadLetter]]:
+    """A batch without the rows that contradict the table's types, and letters for those."""
+    faults: dict[int, str] = {}
+    for name in _contradicting(batch.schema, have):
+        type_ = have.field(name).type
+        values = batch[name].to_pylist()
+        bad = [i for i, value in enumerate(values) if not _fits(value, type_)]
+        for i in bad:
+            shown = repr(values[i])[:60]
+            faults.setdefault(i, f"column {name}: expected {type_} as before, got {shown}")
+        good = [None if i in faults else value for i, value in enumerate(values)]
+        column = pa.array(good) if pa.types.is_nested(type_) else pa.array(good, type_)
+        batch = batch.set_column(batch.schema.get_field_index(name), name, column)
+    letters = []
+    for i in sorted(faults):
+        row = batch.slice(i, 1).to_pylist()[0]
+        text = ", ".join(f"{key}: {value!r}" for key, value in row.items() if key[0] != "_")
+        excerpt = text[:200].encode("utf-8", "replace").decode()
+        letters.append(DeadLetter(row[ORIGIN], faults[i], excerpt, row[OFFSET]))
+    return batch.filter(pa.array([i not in faults for i in range(batch.num_rows)])), letters
+
+
+def _fits(value: Any, type_: pa.DataType) -> bool:
+    """Whether a column of ``type_`` can hold ``value`` as it is, or grow to."""
+    if isinstance(value, float) and pa.types.is_integer(type_):
+        return value.is_integer()
+    return _grown(type_, pa.array([value]).type) is not None
 
 
 def _storable(field: pa.Field, unit: Unit) -> pa.DataType:
