@@ -176,11 +176,7 @@ def _options(seam: str, title: str) -> Iterator[str]:
         adapter = registry.resolve(seam, name)
         yield f"### {title} `{name}`\n"
         yield f"{_first_sentence(adapter)}\n"
-        fields = adapter.Options.model_fields
-        keys = (
-            _key(key, info, not _is_place(info), f"{name}.{key}") for key, info in fields.items()
-        )
-        yield _table(keys)
+        yield _table(_keys_of(adapter.Options.model_fields, "", enters=True))
 
 
 def _backend_options() -> Iterator[str]:

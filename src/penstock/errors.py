@@ -6,6 +6,7 @@
     |-- RecipeError               exit code 2   the recipe, a flag or an argument is wrong
     |-- MissingExtra              exit code 2   a library that an adapter needs is not installed
     |-- SourceError                             a source cannot be read
+    |   `-- SourceUnavailable     transient     it does not answer, or there is nothing in it yet
     |-- FeatureError                            a feature store cannot be asked
     |-- ValidationFailed                        too many rows break the contract
     |-- StoreError                              the store is full, read-only or damaged
@@ -71,6 +72,12 @@ class MissingExtra(PenstockError):
 
 class SourceError(PenstockError):
     """A source cannot be read."""
+
+
+class SourceUnavailable(SourceError):
+    """A source does not answer now, is being changed, or has nothing in it yet."""
+
+    transient = True
 
 
 class FeatureError(PenstockError):

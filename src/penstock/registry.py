@@ -21,6 +21,7 @@ from penstock.errors import MissingExtra, PenstockError, RecipeError
 BUILTIN: dict[str, dict[str, str]] = {
     "sources": {
         "files": "penstock.sources.files:FilesSource",
+        "kafka": "penstock.sources.kafka:KafkaSource",
     },
     "features": {
         "feast": "penstock.features.feast:FeastStore",

@@ -85,6 +85,8 @@ class Unit:
         after: The stream's position that is committed already, filled in before
             the unit is read: rows at or below it are not wanted again. A source
             whose streams have one unit each need not look at it.
+        divisible: Any position between ``after`` and ``position`` is as good an end as
+            ``position``, so that a long unit may be committed in parts.
     """
 
     stream: str
@@ -92,6 +94,7 @@ class Unit:
     label: str
     size_bytes: int | None = None
     after: int = -1
+    divisible: bool = False
 
 
 @dataclass(frozen=True)
