@@ -15,7 +15,8 @@ GOOD = (
     "A penstock is the pipe that brings water down to a turbine. It is closed by a gate, and the "
     "gate has to hold the whole weight of the lake behind it. When it opens, the flow begins "
     "slowly, so that no sudden pressure can break the pipe.\n\nOlder plants used wood with iron "
-    "bands; later ones have been built of steel. Both need to be looked after with great care every year."
+    "bands; later ones have been built of steel. Both need to be looked "
+    "after with great care every year."
 )
 
 

@@ -125,14 +125,14 @@ class Packer:
     def __init__(self, max_length: int, how: How, apart: bool, window: int = WINDOW_TOKENS) -> None:
         self._max_length = max_length
         self._how = how
-        self._apart = apart
+        self.apart = apart
         self._window = window
         self._waiting: list[_Stretch] = []
         self._num_waiting = 0
         self._num_blocks = 0
 
     def add(self, rows: pa.Table) -> Iterator[Packed]:
-        """Take rows with ``_row_id``, ``input_ids`` and ``labels``; returns blocks that are full."""
+        """Take rows with ``_row_id``, ``input_ids`` and ``labels``; yields blocks that are full."""
         lengths = pc.list_value_length(rows["input_ids"]).to_numpy()
         begin = 0
         while begin < rows.num_rows:
@@ -172,7 +172,7 @@ class Packer:
         begins = ends - pieces.lengths
         tokens = np.arange(ends[-1]) + np.repeat(pieces.starts - begins, pieces.lengths)
         labels = stretch.labels[tokens]
-        if self._apart:
+        if self.apart:
             labels[begins] = IGNORED
         per_block = np.bincount(pieces.blocks)
         bounds = np.append(0, np.cumsum(per_block))
@@ -181,7 +181,7 @@ class Packer:
             "input_ids": _lists(stretch.ids[tokens], offsets),
             "labels": _lists(labels, offsets),
         }
-        if self._apart:
+        if self.apart:
             columns[LENGTHS] = _lists(pieces.lengths, bounds)
         place = {
             "block": pieces.blocks + self._num_blocks,
