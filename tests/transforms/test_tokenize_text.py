@@ -19,9 +19,8 @@ def folder(tmp_path_factory):
 
 
 def run(folder: Path, *texts):
-    rows = pa.table(
-        {ROW_ID: [str(i) for i in range(len(texts))], "text": pa.array(texts, "string")}
-    )
+    ids = [str(i) for i in range(len(texts))]
+    rows = pa.table({ROW_ID: pa.array(ids, "string"), "text": pa.array(texts, "string")})
     transform = TokenizeText(TokenizeTextOptions(folder=folder, column="text"))
     transform.open()
     return transform(rows)
