@@ -450,6 +450,15 @@ def test_a_dollar_without_braces_is_left_alone(load):
 # -- what it means ------------------------------------------------------------------
 
 
+def test_fields_that_came_later_change_no_fingerprint_until_they_are_used(load):
+    form = canonical(load())
+    assert "text_column" not in form["prepare"]
+    assert not {"packing", "packed_attention"} & set(form["train"])
+    used = canonical(load(GOOD + "train: {packing: whole}\nprepare: {text_column: body}\n"))
+    assert used["prepare"]["text_column"] == "body"
+    assert used["train"]["packing"] == "whole"
+
+
 def test_the_canonical_form_is_plain_json_without_places(load):
     text = FULL + "ledger: sqlite:///x.db\ntracking: http://host\n"
     form = canonical(load(text))

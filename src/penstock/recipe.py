@@ -32,6 +32,13 @@ class Place:
     """Marks a field that says where, not what: it never enters a fingerprint."""
 
 
+class Later:
+    """Marks a field that came after results were made without it.
+
+    While it is null it is not in the canonical form, so those results stay hits.
+    """
+
+
 def _known(seam: str) -> Callable[[str], str]:
     """A check that a name stands for something; ``"module:Object"`` is found when used."""
 
@@ -232,7 +239,17 @@ class Prepare(Section):
     chat_template: str | None = Field(
         None, description="Jinja; null takes the base model's, or Penstock's own from scratch."
     )
-    max_length: int = Field(512, ge=8, description="Longer examples are removed, in tokens.")
+    text_column: Annotated[str | None, Later()] = Field(
+        None,
+        min_length=1,
+        description="Null: chats of `instruction` and `response`. A column: plain text, for "
+        "continued pretraining; every token is learned.",
+    )
+    max_length: int = Field(
+        512,
+        ge=8,
+        description="Longer chats are removed, in tokens; packed rows make blocks of this length.",
+    )
 
 
 class ModelShape(Section):
@@ -293,6 +310,16 @@ class Train(Section):
     warmup_steps: int = Field(20, ge=0, description="Steps until the peak.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    packing: Annotated[Literal["whole", "split"] | None, Later()] = Field(
+        None,
+        description="Rows in blocks of `prepare.max_length`: `whole`, as they fit best, or "
+        "`split`, one after the other and cut at each block's end. Null: chats are not packed, "
+        "plain text is split.",
+    )
+    packed_attention: Annotated[Literal["apart", "across"] | None, Later()] = Field(
+        None,
+        description="Whether rows of a block see the rows before them. Null: `apart`, they do not.",
+    )
     group_by_length: bool = Field(True, description="Batches hold rows of similar length.")
     checkpoint_every_steps: Annotated[int, Place()] = Field(
         200, ge=1, description="A killed training continues from the newest checkpoint."
@@ -444,6 +471,19 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _text_and_packing_fit(self) -> Recipe:
+        if self.train.packing == "split" and self.prepare.text_column is None:
+            raise ValueError(
+                "train.packing: 'split' would cut chats in two, and the second half would be "
+                "an answer to nothing: use 'whole', or prepare.text_column for plain text"
+            )
+        if self.train.packed_attention is not None and self.packing is None:
+            raise ValueError("train.packed_attention is about packed rows: set train.packing")
+        if self.features is not None and self.prepare.text_column is not None:
+            raise ValueError("features are put into prompts: prepare.text_column has none")
+        return self
+
+    @model_validator(mode="after")
     def _held_out_has_rows(self) -> Recipe:
         if HELD_OUT not in self.evaluate.tasks:
             return self
@@ -479,6 +519,13 @@ class Recipe(Section):
         return f"sqlite:///{(self.folder / relative).resolve()}"
 
     @property
+    def packing(self) -> Literal["whole", "split"] | None:
+        """How rows are packed for training; None if they are not."""
+        if self.train.packing is None and self.prepare.text_column is not None:
+            return "split"
+        return self.train.packing
+
+    @property
     def model_name(self) -> str:
         """The registered model's name."""
         return self.register_.model or self.name
@@ -493,8 +540,10 @@ def canonical(section: BaseModel) -> dict[str, Any]:
     """What ``section`` means, as plain JSON values, without its places."""
     out: dict[str, Any] = {}
     for name, info in type(section).model_fields.items():
-        if not any(isinstance(mark, Place) for mark in info.metadata):
-            out[name] = _plain(getattr(section, name))
+        value = getattr(section, name)
+        later = value is None and any(isinstance(mark, Later) for mark in info.metadata)
+        if not later and not any(isinstance(mark, Place) for mark in info.metadata):
+            out[name] = _plain(value)
     return out
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from penstock.errors import TrainingError
 from penstock.launchers.base import Report, Trained, Training
+from penstock.launchers.packed import collator, keep_apart
 from penstock.registry import require
 from penstock.tokenizer import save_tokenizer
 
@@ -33,10 +34,15 @@ def train(training: Training, report: Report) -> Trained:
     model = _model(transformers, training, tokenizer)
     checkpoint = _newest_checkpoint(training.checkpoints)
     resumed_from = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    examples = _dataset(training.examples)
+    collate = collator(examples, tokenizer)
+    if collate is not None:
+        keep_apart(model)
     trainer = _trainer_class(trl)(
         model=model,
         args=_arguments(trl, training),
-        train_dataset=_dataset(training.examples),
+        data_collator=collate,
+        train_dataset=examples,
         eval_dataset=_dataset(training.validation) if training.validation else None,
         processing_class=tokenizer,
         callbacks=[_callback(transformers, report)],

@@ -24,7 +24,7 @@ from penstock.errors import EvaluationError, RecipeError
 from penstock.recipe import HELD_OUT, Recipe, canonical
 from penstock.registry import did_you_mean, require
 from penstock.stages.base import Advance, Job, Pinned, Stage
-from penstock.stages.prepare import EXAMPLES, SPLIT, TOKENIZER
+from penstock.stages.prepare import EXAMPLES, SPLIT, TOKENIZER, text_columns
 from penstock.stages.train import MODEL, check_model
 from penstock.tokenizer import load_tokenizer
 from penstock.transforms.tokenize import render
@@ -116,28 +116,26 @@ def _held_out(job: Job) -> dict[str, Any]:
     Raises:
         EvaluationError: There is no validation split.
     """
-    examples = pq.ParquetFile(job.input_folder("prepare") / EXAMPLES)
-    tokenizer = load_tokenizer(job.input_folder("prepare") / TOKENIZER)
     data = job.folder / HELD_OUT / "items.jsonl"
     data.parent.mkdir()
     count = 0
     with data.open("w", encoding="utf-8") as file:
-        for batch in examples.iter_batches(columns=["instruction", "response", SPLIT]):
-            for row in batch.filter(pc.equal(batch[SPLIT], "validation")).to_pylist():
-                prompt, completion = render(tokenizer, row["instruction"], row["response"])
-                file.write(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
-                count += 1
+        for item in _held_out_items(job):
+            file.write(json.dumps(item) + "\n")
+            count += 1
     if not count:
         raise EvaluationError(
             f"evaluate.tasks: {HELD_OUT!r} needs a validation split, and there is none.",
             "Put `split: {validation: 0.05}` under prepare.transforms.",
         )
+    # Plain text has no prompt, and may be longer than a model can read at once.
+    is_text = job.recipe.prepare.text_column is not None
     return {
         "task": HELD_OUT,
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(data.parent)},
         "test_split": "test",
-        "output_type": "loglikelihood",
+        "output_type": "loglikelihood_rolling" if is_text else "loglikelihood",
         "doc_to_text": "{{prompt}}",
         "doc_to_target": "{{completion}}",
         "target_delimiter": "",
@@ -152,9 +150,23 @@ def _held_out(job: Job) -> dict[str, Any]:
     }
 
 
+def _held_out_items(job: Job) -> Iterator[dict[str, str]]:
+    """What the model is asked, and what should come, for each row of the validation split."""
+    folder = job.input_folder("prepare")
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    columns = text_columns(job.recipe)
+    with pq.ParquetFile(folder / EXAMPLES) as examples:
+        for batch in examples.iter_batches(columns=[*columns, SPLIT]):
+            for row in batch.filter(pc.equal(batch[SPLIT], "validation")).to_pylist():
+                texts = [row[column] for column in columns]
+                prompt, completion = render(tokenizer, *texts) if len(texts) > 1 else ("", texts[0])
+                yield {"prompt": prompt, "completion": completion}
+
+
 def _bits_per_byte(doc: dict[str, Any], results: Any) -> dict[str, tuple[float, int]]:
     """One item's log-likelihood and size, as lm-eval's ``bits_per_byte`` adds them up."""
-    (log_likelihood, _), *_ = results
+    first = results[0]
+    log_likelihood = first[0] if isinstance(first, tuple) else first
     return {"bits_per_byte": (log_likelihood, len(doc["completion"].encode()))}
 
 

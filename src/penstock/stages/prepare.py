@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from penstock.transforms.base import REMOVED_SCHEMA, ROW_ID
 from penstock.transforms.features import JoinFeatures
 from penstock.transforms.redact import COUNTS, REDACTED
 from penstock.transforms.tokenize import Tokenize, TokenizeOptions
+from penstock.transforms.tokenize_text import TokenizeText, TokenizeTextOptions
 
 EXAMPLES = "examples.parquet"
 REMOVED = "removed.parquet"
@@ -65,9 +66,9 @@ def _run(job: Job) -> dict[str, Any]:
         cleaned = run_transforms(engine, _valid_rows(job), transforms, advance)
     num_kept = cleaned.num_rows - sum(cleaned.counts.values())
     folder = _tokenizer(job, cleaned.kept, num_kept)
-    options = TokenizeOptions(folder=folder, max_length=job.recipe.prepare.max_length)
+    tokenize = _tokenize(job.recipe, folder)
     with store_errors(scratch), job.progress.track("tokenize") as advance:
-        tokenized = run_transforms(engine, cleaned.kept, [Tokenize(options)], advance)
+        tokenized = run_transforms(engine, cleaned.kept, [tokenize], advance)
     redacted = _Redactions()
     splits = _write_examples(job.folder / EXAMPLES, redacted.watch(tokenized.kept))
     removed = _write_removed(job.folder / REMOVED, [cleaned, tokenized])
@@ -123,7 +124,8 @@ def _tokenizer(job: Job, rows: Rows, num_rows: int) -> Path:
     section, base = job.recipe.prepare, job.pinned.base
     if base is None:
         with job.progress.track("train tokenizer"):
-            texts = _texts(rows, min(1.0, TOKENIZER_ROWS / max(1, num_rows)))
+            share = min(1.0, TOKENIZER_ROWS / max(1, num_rows))
+            texts = _texts(rows, text_columns(job.recipe), share)
             train_tokenizer(texts, section.tokenizer.vocab_size, section.chat_template, folder)
         return folder
     tokenizer = load_tokenizer(base.location, base.revision)
@@ -133,7 +135,20 @@ def _tokenizer(job: Job, rows: Rows, num_rows: int) -> Path:
     return folder
 
 
-def _texts(rows: Rows, share: float) -> Iterator[str]:
+def _tokenize(recipe: Recipe, folder: Path) -> Tokenize | TokenizeText:
+    section = recipe.prepare
+    if section.text_column is not None:
+        return TokenizeText(TokenizeTextOptions(folder=folder, column=section.text_column))
+    return Tokenize(TokenizeOptions(folder=folder, max_length=section.max_length))
+
+
+def text_columns(recipe: Recipe) -> tuple[str, ...]:
+    """The columns that a model reads."""
+    column = recipe.prepare.text_column
+    return ("instruction", "response") if column is None else (column,)
+
+
+def _texts(rows: Rows, columns: Sequence[str], share: float) -> Iterator[str]:
     """Texts of the training rows, or of an even sample of them, chosen by row id."""
     for table in rows.batches():
         if SPLIT in table.column_names:
@@ -141,8 +156,8 @@ def _texts(rows: Rows, share: float) -> Iterator[str]:
         if share < 1:
             draws = [int(row_id[:8], 16) / 2**32 for row_id in table[ROW_ID].to_pylist()]
             table = table.filter(pa.array([draw < share for draw in draws]))
-        for column in ("instruction", "response"):
-            yield from table[column].to_pylist()
+        for column in columns:
+            yield from table[column].drop_null().to_pylist()
 
 
 class _Redactions:

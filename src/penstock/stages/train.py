@@ -18,17 +18,27 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from penstock import registry
-from penstock.artifacts import damaged_files, digest_of, file_digest, write_manifest
+from penstock.artifacts import (
+    damaged_files,
+    digest_of,
+    file_digest,
+    store_errors,
+    write_manifest,
+)
 from penstock.errors import RecipeError, StoreError, TrainingError
 from penstock.launchers.base import Trained, Training
 from penstock.prompt import Prompt
 from penstock.recipe import Recipe, canonical
 from penstock.stages.base import Base, Job, Pinned, Stage
+from penstock.stages.blocks import BlockWriter, RowWriter, join_pieces
 from penstock.stages.prepare import EXAMPLES, SPLIT, TOKENIZER
 from penstock.tracking import log_training
 from penstock.transforms.base import ROW_ID, SOURCE, VERSION
+from penstock.transforms.pack import Packer
 
 MODEL = "model"
+# Which rows are in which block, if rows are packed.
+BLOCKS = "blocks.parquet"
 
 
 def named_base(recipe: Recipe) -> Base | None:
@@ -170,26 +180,32 @@ def _training(job: Job, scratch: Path, has_validation: bool) -> Training:
 
 def _select(job: Job, scratch: Path) -> tuple[int, int]:
     """Write the rows this training sees as Arrow files; returns how many there are."""
+    writers = {split: _writer(job, scratch, split) for split in ("train", "validation")}
     path = job.input_folder("prepare") / EXAMPLES
     columns = ["input_ids", "labels", SPLIT, SOURCE, VERSION, ROW_ID]
-    counts = {"train": 0, "validation": 0}
-    schema = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
-    writers = {
-        split: pa.ipc.new_stream(str(scratch / f"{split}.arrow"), schema) for split in counts
-    }
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=columns):
-            for split, writer in writers.items():
-                rows = batch.filter(pc.equal(batch[SPLIT], split))
-                if split == "train" and job.settings.get("rows") == "new":
-                    rows = rows.filter(_is_due(rows, job.settings))
-                writer.write_batch(rows.select(["input_ids", "labels"]))
-                counts[split] += rows.num_rows
-    for writer in writers.values():
-        writer.close()
-    if not counts["train"]:
+    with store_errors(scratch):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=columns):
+                for split, writer in writers.items():
+                    rows = batch.filter(pc.equal(batch[SPLIT], split))
+                    if split == "train" and job.settings.get("rows") == "new":
+                        rows = rows.filter(_is_due(rows, job.settings))
+                    writer.write(rows)
+        for writer in writers.values():
+            writer.close()
+    if not writers["train"].num_rows:
         raise TrainingError("There are no new rows to train on.", "Use train.rows: all.")
-    return counts["train"], counts["validation"]
+    if job.recipe.packing is not None:
+        join_pieces(scratch, job.folder / BLOCKS)
+    return writers["train"].num_rows, writers["validation"].num_rows
+
+
+def _writer(job: Job, scratch: Path, split: str) -> RowWriter | BlockWriter:
+    recipe = job.recipe
+    if recipe.packing is None:
+        return RowWriter(scratch, split)
+    apart = recipe.train.packed_attention != "across"
+    return BlockWriter(scratch, split, Packer(recipe.prepare.max_length, recipe.packing, apart))
 
 
 def _is_due(rows: pa.RecordBatch, settings: Mapping[str, Any]) -> pa.Array:

@@ -22,7 +22,7 @@ from penstock.transforms.base import ROW_ID, Outcome, removed_rows
 
 IGNORED = -100  # torch's cross entropy leaves these labels out
 
-_IDS = pa.list_(pa.int32())
+TOKENS = pa.list_(pa.int32())
 
 
 class TokenizeOptions(Options):
@@ -78,10 +78,8 @@ class Tokenize:
         Tokenized, such a text would end its turn and begin another: a model
         trained on it learns that anybody may speak for the assistant.
         """
-        tokens = sorted(self._tokenizer.all_special_tokens, key=len, reverse=True)
-        pattern = "(?P<token>" + "|".join(re.escape(token) for token in tokens) + ")"
         text = pc.binary_join_element_wise(rows["instruction"], rows["response"], "\n")
-        found = pc.struct_field(pc.extract_regex(text, pattern), "token")
+        found = control_tokens(self._tokenizer, text)
         forged = pc.is_valid(found)
         bad = removed_rows(
             rows.filter(forged)[ROW_ID], self.name, "holds a control token", found.filter(forged)
@@ -96,14 +94,21 @@ class Tokenize:
             prompts.append(prompt)
             completions.append(completion)
         if not prompts:
-            return pa.array([], _IDS), pa.array([], _IDS)
+            return pa.array([], TOKENS), pa.array([], TOKENS)
         encode = self._tokenizer
         prompt_ids = encode(prompts, add_special_tokens=False)["input_ids"]
         completion_ids = encode(completions, add_special_tokens=False)["input_ids"]
         both = list(zip(prompt_ids, completion_ids, strict=True))
-        ids = pa.array([head + tail for head, tail in both], _IDS)
-        labels = pa.array([[IGNORED] * len(head) + tail for head, tail in both], _IDS)
+        ids = pa.array([head + tail for head, tail in both], TOKENS)
+        labels = pa.array([[IGNORED] * len(head) + tail for head, tail in both], TOKENS)
         return ids, labels
+
+
+def control_tokens(tokenizer: Any, text: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The first token in each text that only a template may write; null where there is none."""
+    tokens = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
+    pattern = "(?P<token>" + "|".join(re.escape(token) for token in tokens) + ")"
+    return pc.struct_field(pc.extract_regex(text, pattern), "token")
 
 
 def render(tokenizer: Any, instruction: str, response: str) -> tuple[str, str]:
