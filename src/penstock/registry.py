@@ -33,6 +33,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "filter": "penstock.transforms.filter:Filter",
         "dedupe": "penstock.transforms.dedupe:ExactDedupe",
         "near_dedupe": "penstock.transforms.near_dedupe:NearDedupe",
+        "decontaminate": "penstock.transforms.decontaminate:Decontaminate",
         "split": "penstock.transforms.split:Split",
     },
     "engines": {
