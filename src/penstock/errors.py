@@ -7,6 +7,7 @@
     |-- MissingExtra              exit code 2   a library that an adapter needs is not installed
     |-- SourceError                             a source cannot be read
     |-- FeatureError                            a feature store cannot be asked
+    |-- EngineError                             the place where transforms run is gone or broken
     |-- ValidationFailed                        too many rows break the contract
     |-- StoreError                              the store is full, read-only or damaged
     |-- LedgerError
@@ -75,6 +76,10 @@ class SourceError(PenstockError):
 
 class FeatureError(PenstockError):
     """A feature store cannot be asked, or does not know what it is asked for."""
+
+
+class EngineError(PenstockError):
+    """The place where transforms run cannot be reached, or broke while it ran them."""
 
 
 class ValidationFailed(PenstockError):

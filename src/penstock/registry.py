@@ -38,6 +38,8 @@ BUILTIN: dict[str, dict[str, str]] = {
     },
     "engines": {
         "local": "penstock.engines.local:LocalEngine",
+        "ray": "penstock.engines.ray:RayEngine",
+        "spark": "penstock.engines.spark:SparkEngine",
     },
     "launchers": {
         "local": "penstock.launchers.local:LocalLauncher",
