@@ -8,6 +8,7 @@
     |-- SourceError                             a source cannot be read
     |   `-- SourceUnavailable     transient     it does not answer, or there is nothing in it yet
     |-- FeatureError                            a feature store cannot be asked
+    |-- EngineError                             the place where transforms run is gone or broken
     |-- ValidationFailed                        too many rows break the contract
     |-- StoreError                              the store is full, read-only or damaged
     |-- LedgerError
@@ -82,6 +83,10 @@ class SourceUnavailable(SourceError):
 
 class FeatureError(PenstockError):
     """A feature store cannot be asked, or does not know what it is asked for."""
+
+
+class EngineError(PenstockError):
+    """The place where transforms run cannot be reached, or broke while it ran them."""
 
 
 class ValidationFailed(PenstockError):

@@ -49,10 +49,13 @@ BUILTIN: dict[str, dict[str, str]] = {
         "language": "penstock.transforms.language:Language",
         "redact": "penstock.transforms.redact:Redact",
         "near_dedupe": "penstock.transforms.near_dedupe:NearDedupe",
+        "decontaminate": "penstock.transforms.decontaminate:Decontaminate",
         "split": "penstock.transforms.split:Split",
     },
     "engines": {
         "local": "penstock.engines.local:LocalEngine",
+        "ray": "penstock.engines.ray:RayEngine",
+        "spark": "penstock.engines.spark:SparkEngine",
     },
     "launchers": {
         "local": "penstock.launchers.local:LocalLauncher",
