@@ -624,7 +624,7 @@ def test_a_type_that_changes_along_the_stream_is_a_letter_and_holds_nothing_up(b
     for values in (
         [{"n": 1, "o": {"a": 1}}],
         [{"n": "two", "o": {"a": 2}}],
-        [{"n": 3.5}, {"n": 3.0}, {"n": 4, "o": {"a": "x"}}, {"n": 5, "o": {"b": True}}],
+        [{"n": 3.5}, {"n": 3.0}, {"n": 4, "o": {"a": "x"}}, {"n": 5}],
     ):
         broker.send(topic, values)
         [unit] = reader.snapshot()
@@ -632,9 +632,9 @@ def test_a_type_that_changes_along_the_stream_is_a_letter_and_holds_nothing_up(b
     assert [row["n"] for row in committed(taking.table)] == [1, 3, 5]
     reasons = {row["_origin"]: row["reason"] for row in committed(taking.dead)}
     assert reasons == {
-        f"{topic}/0@1": "column n: expected int64 as before, got 'two'",
-        f"{topic}/0@2": "column n: expected int64 as before, got 3.5",
-        f"{topic}/0@4": "column o: expected struct<a: int64> as before, got {'a': 'x', 'b': None}",
+        f"{topic}/0@1": "column 'n' is string, was int64",
+        f"{topic}/0@2": "column 'n' holds a value that does not fit int64",
+        f"{topic}/0@4": "column 'o' is struct<a: string>, was struct<a: int64>",
     }
 
 

@@ -186,14 +186,6 @@ class Ingester:
         Returns:
             Whether there was anything to commit.
         """
-        while (after := self._committed(unit)) < unit.position:
-            spool = _Spool(self.scratch)
-            for piece in self.source.read(replace(unit, after=after)):
-                spool.add(piece)
-            schema = merged(self.table.schema(), spool.schemas(), unit.label)
-            self._commit_dead(spool, unit, schema)
-            self._commit_rows(spool, unit, schema)
-            spool.clear()
         after = self.committed(unit)
         if after >= unit.position:
             return False
@@ -202,9 +194,9 @@ class Ingester:
         spool = _Spool(self.scratch)
         for piece in self.source.read(unit):
             spool.add(piece)
-        spool.part_from(self.table.schema())
-        self._commit_dead(spool, unit)
-        self._commit_rows(spool, unit)
+        schema = merged(self.table.schema(), spool.schemas(), unit.label)
+        self._commit_dead(spool, unit, schema)
+        self._commit_rows(spool, unit, schema)
         spool.clear()
         return True
 
@@ -299,148 +291,10 @@ class _Spool:
         """Remove the files."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def part_from(self, have: pa.Schema) -> None:
-        """Make dead letters of the rows of a stream that contradict the table's types.
-
-        A stream cannot be mended and read again, as a file can, and one message of
-        another type must not hold up all that follow it.
-        """
-        self._close()
-        if not any(_contradicting(schema, have) for schema in self._schemas):
-            return
-        parted = _Spool(self.folder.with_name(f"{self.folder.name}.parted"))
-        for batch in self.batches():
-            kept, letters = _parted(batch, have)
-            self.dead += letters
-            if kept.num_rows:
-                parted.add(kept)
-        parted._close()
-        shutil.rmtree(self.folder)
-        parted.folder.rename(self.folder)
-        self._schemas = parted._schemas
-
     def _close(self) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-
-def _merged(have: pa.Schema, new: pa.Schema, unit: Unit) -> pa.Schema:
-    """The table's columns and a unit's together; the table's types stand.
-
-    A column of nothing but nulls says nothing about its type, and is left out
-    until a unit does.
-
-    Raises:
-        SourceError: A column's type contradicts the table's, or no table can hold it.
-    """
-    taken = {name: have.field(name).type for name in have.names}
-    for field in new:
-        if pa.types.is_null(field.type) or field.name == OFFSET:
-            continue
-        known = taken.get(field.name)
-        if known is None:
-            taken[field.name] = _storable(field, unit)
-            continue
-        grown = _grown(known, field.type)
-        if grown is None:
-            raise SourceError(
-                f"{unit.label}: column {field.name!r} is {field.type}, "
-                f"but was {known} in earlier files.",
-                "Convert the file, or give it to a source with another name.",
-            )
-        taken[field.name] = grown
-    taken |= {field.name: field.type for field in _OURS}
-    return pa.schema([(name, type_) for name, type_ in taken.items()])
-
-
-def _contradicting(new: pa.Schema, have: pa.Schema) -> list[str]:
-    """The columns of a stream's rows whose type is not the table's and cannot become it."""
-    if OFFSET not in new.names:
-        return []
-    known = [field for field in new if field.name in have.names and field.name != ORIGIN]
-    return [one.name for one in known if _grown(have.field(one.name).type, one.type) is None]
-
-
-def _parted(batch: pa.RecordBatch, have: pa.Schema) -> tuple[pa.RecordBatch, list[DeadLetter]]:
-    """A batch without the rows that contradict the table's types, and letters for those."""
-    faults: dict[int, str] = {}
-    for name in _contradicting(batch.schema, have):
-        type_ = have.field(name).type
-        values = batch[name].to_pylist()
-        bad = [i for i, value in enumerate(values) if not _fits(value, type_)]
-        for i in bad:
-            shown = repr(values[i])[:60]
-            faults.setdefault(i, f"column {name}: expected {type_} as before, got {shown}")
-        good = [None if i in faults else value for i, value in enumerate(values)]
-        column = pa.array(good) if pa.types.is_nested(type_) else pa.array(good, type_)
-        batch = batch.set_column(batch.schema.get_field_index(name), name, column)
-    letters = []
-    for i in sorted(faults):
-        row = batch.slice(i, 1).to_pylist()[0]
-        text = ", ".join(f"{key}: {value!r}" for key, value in row.items() if key[0] != "_")
-        excerpt = text[:200].encode("utf-8", "replace").decode()
-        letters.append(DeadLetter(row[ORIGIN], faults[i], excerpt, row[OFFSET]))
-    return batch.filter(pa.array([i not in faults for i in range(batch.num_rows)])), letters
-
-
-def _fits(value: Any, type_: pa.DataType) -> bool:
-    """Whether a column of ``type_`` can hold ``value`` as it is, or grow to."""
-    if isinstance(value, float) and pa.types.is_integer(type_):
-        return value.is_integer()
-    return _grown(type_, pa.array([value]).type) is not None
-
-
-def _storable(field: pa.Field, unit: Unit) -> pa.DataType:
-    """The type a new column gets: Delta has no unsigned integers, times of day or durations."""
-    type_ = field.type
-    if any(is_(type_) for is_ in (pa.types.is_time, pa.types.is_duration, pa.types.is_interval)):
-        raise SourceError(
-            f"{unit.label}: column {field.name!r} is {type_}, which a Delta table cannot hold.",
-            "Convert the column in the file, to text or to a number of seconds.",
-        )
-    if pa.types.is_unsigned_integer(type_):
-        return pa.int64()
-    return pa.float32() if pa.types.is_float16(type_) else type_
-
-
-def _grown(known: pa.DataType, new: pa.DataType) -> pa.DataType | None:
-    """The type that holds the table's values and a unit's; None if there is no such type."""
-    if known == new or _widens(new, known):
-        return known
-    if pa.types.is_dictionary(new):
-        return _grown(known, new.value_type)
-    if _is_list(known) and _is_list(new):
-        value = _grown(known.value_type, new.value_type)
-        return None if value is None else pa.list_(known.value_field.with_type(value))
-    if not (pa.types.is_struct(known) and pa.types.is_struct(new)):
-        return None
-    fields = {field.name: field.type for field in known}
-    for field in new:
-        type_ = _grown(fields.get(field.name, field.type), field.type)
-        if type_ is None:
-            return None
-        fields[field.name] = type_
-    return pa.struct(list(fields.items()))
-
-
-def _is_list(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_))
-
-
-def _widens(new: pa.DataType, known: pa.DataType) -> bool:
-    """Whether values of type ``new`` go into a column of type ``known``."""
-    if pa.types.is_timestamp(new) and pa.types.is_timestamp(known):
-        return (new.tz is None) == (known.tz is None)
-    strings = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view
-    for kinds in (strings, (pa.types.is_binary, pa.types.is_large_binary), (pa.types.is_date,)):
-        if any(is_(new) for is_ in kinds) and any(is_(known) for is_ in kinds):
-            return True
-    if pa.types.is_null(new):
-        return True
-    if pa.types.is_integer(new):
-        return bool(pa.types.is_floating(known) or pa.types.is_integer(known))
-    return bool(pa.types.is_floating(new) and pa.types.is_floating(known))
 
 
 def _beyond(batches: Iterable[pa.RecordBatch], after: int) -> Iterator[pa.RecordBatch]:
