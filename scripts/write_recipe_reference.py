@@ -146,8 +146,8 @@ def _key(path: str, info: FieldInfo, enters: bool, lookup: str = "") -> Key:
     meaning = info.description
     if meaning is None:
         sys.exit(f"{lookup or path} has no description: give its Field one.")
-    if path in ("prepare.engine", "train.launcher", "serve.backend"):
-        seam = path.rpartition(".")[2] + "s"
+    if path in ("prepare.engine", "train.launcher.type", "serve.backend"):
+        seam = path.removesuffix(".type").rpartition(".")[2] + "s"
         meaning += f" Built in: {_names(seam)}."
     return Key(
         path=path,
@@ -167,6 +167,8 @@ def _adapters(section: str) -> Iterator[str]:
         yield from _options("rules", "Options of the rule")
     if section == "prepare":
         yield from _options("transforms", "Options of the transform")
+    if section == "train":
+        yield from _options("launchers", "Options of the launcher")
     if section == "serve":
         yield from _backend_options()
 
@@ -174,9 +176,13 @@ def _adapters(section: str) -> Iterator[str]:
 def _options(seam: str, title: str) -> Iterator[str]:
     for name in registry.BUILTIN[seam]:
         adapter = registry.resolve(seam, name)
+        fields = adapter.Options.model_fields
+        if not fields and seam == "launchers":
+            continue
         yield f"### {title} `{name}`\n"
         yield f"{_first_sentence(adapter)}\n"
-        yield _table(_keys_of(adapter.Options.model_fields, "", enters=True))
+        # Where a training runs does not matter for what it is.
+        yield _table(_keys_of(fields, "", enters=seam != "launchers"))
 
 
 def _backend_options() -> Iterator[str]:

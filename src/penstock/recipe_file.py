@@ -143,6 +143,11 @@ def _plugins(tree: Any) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, 
             step = named_step(config)
             if isinstance(step, dict):
                 yield seam, (section, seam, i), step
+    train = tree.get("train")
+    launcher = named_step(train.get("launcher")) if isinstance(train, dict) else None
+    # What is no registered name, the recipe's own model says.
+    if isinstance(launcher, dict) and launcher.get("type") in registry.names("launchers"):
+        yield "launchers", ("train", "launcher"), launcher
 
 
 def _plugin_mistakes(
