@@ -336,8 +336,10 @@ class Walk:
 
     def _make(self, node: Node) -> tuple[str, Artifact]:
         """Claim, look again, run, commit, record."""
-        pipeline, print_ = self.pipeline, self.prints[node.name]
+        pipeline = self.pipeline
         with self._claimed(node) as claim:
+            self._catch_up(node)
+            print_ = self.prints[node.name]
             again = None if node.name in self.force else self._intact(node)
             if again is not None:
                 return "hit", again
@@ -363,6 +365,19 @@ class Walk:
             self._prune(artifact)
             node.stage.reconcile(job)
             return "ran", artifact
+
+    def _catch_up(self, node: Node) -> None:
+        """Pin again where others have ingested more than this run has pinned.
+
+        What a fingerprint says of the sources must be what the recorded table
+        versions hold. Under the claim nobody commits to them, so it stays true.
+        """
+        pipeline = self.pipeline
+        if node.stage is ingest.STAGE and ingest.is_overtaken(
+            pipeline.recipe, pipeline.store, self.pinned
+        ):
+            self.pinned = replace(pipeline.pin_again(self.run_id), base=self.pinned.base)
+            self.resolve(node)
 
     def _prune(self, artifact: Artifact) -> None:
         registered = [model.path for model in self.pipeline.ledger.models()]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PATIENCE_S = 0.25  # how long one look for messages waits
+_ONE_ANSWER_S = 5.0  # then the question is put again, so that a signal is heard meanwhile
 _AT_ONCE = 1_000  # messages of one look
 
 # What no waiting mends, and what to do about it.
@@ -211,7 +212,7 @@ class Kafka:
         while True:
             left_s = until_s - time.monotonic()
             try:
-                return question(max(left_s, 0.1))
+                return question(min(max(left_s, 0.1), _ONE_ANSWER_S))
             except self._module.KafkaException as failure:
                 self._note(failure.args[0])
                 for client in (self._consumer, self._admin):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -20,7 +20,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from penstock.artifacts import Artifact, digest_of, store_errors
+from penstock.artifacts import Artifact, Store, digest_of, store_errors
+from penstock.errors import SourceError
 from penstock.recipe import Recipe, canonical
 from penstock.sources.base import OFFSET, ORIGIN, RESERVED, DeadLetter, Source, Unit
 from penstock.stages.base import Job, Pinned, Stage
@@ -78,16 +79,73 @@ def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
     }
 
 
-def snapshot(recipe: Recipe, name: str, source: Source, seen: Artifact | None) -> list[Unit]:
+def snapshot(
+    recipe: Recipe, store: Store, name: str, source: Source, seen: Artifact | None
+) -> list[Unit]:
     """What a source has now, and what was ingested from it before.
 
     Rows outlive the file they came from, so a file that is gone changes nothing.
+
+    Raises:
+        SourceError: The source cannot be asked, or has less than was ingested of it.
     """
-    units: dict[str, Unit] = {}
-    if seen is not None and seen.settings["tables"].get(name) == raw_tables(recipe)[name]:
-        units = {unit["stream"]: Unit(**unit) for unit in seen.summary["units"][name]}
-    units |= {unit.stream: unit for unit in source.snapshot()}
+    reached = _reached(recipe, store, name)
+    found = source.snapshot()
+    for unit in found:
+        # Before the source was asked: since then, others may have ingested what is newer.
+        if unit.divisible and reached(unit.stream) > unit.position:
+            raise SourceError(
+                f"{unit.label} ends at {unit.position}, but was ingested up to "
+                f"{reached(unit.stream)}: it was cut, or made anew under the same name.",
+                "To read it from its start, give it to a source of another name.",
+            )
+    units = {unit.stream: unit for unit in held(recipe, store, name, seen)}
+    reached = _reached(recipe, store, name)
+    units |= {one.stream: _at_least(one, reached(one.stream)) for one in found}
     return list(units.values())
+
+
+def held(recipe: Recipe, store: Store, name: str, seen: Artifact | None) -> list[Unit]:
+    """The streams of a source that the newest result knows, as far as they were ingested."""
+    if seen is None or seen.settings["tables"].get(name) != raw_tables(recipe)[name]:
+        return []
+    reached = _reached(recipe, store, name)
+    known = (Unit(**unit) for unit in seen.summary["units"][name])
+    return [_at_least(unit, reached(unit.stream)) for unit in known]
+
+
+def is_overtaken(recipe: Recipe, store: Store, pinned: Pinned) -> bool:
+    """Whether more is ingested of a stream than was pinned of it.
+
+    A follower (see follow.py) commits while runs come and go. The tables then hold
+    rows that the run's fingerprint does not speak of, so the run has to pin again.
+    """
+    for name, units in pinned.units.items():
+        reached = _reached(recipe, store, name)
+        if any(reached(unit.stream) > unit.position for unit in units):
+            return True
+    return False
+
+
+def _at_least(unit: Unit, position: int) -> Unit:
+    return replace(unit, position=max(unit.position, position))
+
+
+def _reached(recipe: Recipe, store: Store, name: str) -> Callable[[str], int]:
+    """How far rows or dead letters of a source's streams are committed at this moment."""
+    raw, dead = tables_of(recipe, store, name)
+    rows, letters = raw.positions(), dead.positions()
+    return lambda stream: max(rows(stream), letters(_dead_stream(raw, stream)))
+
+
+def tables_of(recipe: Recipe, store: Store, name: str) -> tuple[Table, Table]:
+    """A source's raw table, and that of all dead letters."""
+    raw = store.table(recipe.name, raw_tables(recipe)[name])
+    return Table(raw), Table(store.table(recipe.name, DEAD_LETTERS))
+
+
+def _dead_stream(raw: Table, stream: str) -> str:
+    return f"{raw.path.name}/{stream}"
 
 
 def _run(job: Job) -> dict[str, Any]:
@@ -96,7 +154,7 @@ def _run(job: Job) -> dict[str, Any]:
     dead = Table(job.store.table(job.recipe.name, DEAD_LETTERS))
     dead.sweep()
     for name, source in sources(job.recipe).items():
-        table = Table(job.store.table(job.recipe.name, raw_tables(job.recipe)[name]))
+        table, _ = tables_of(job.recipe, job.store, name)
         table.sweep()
         ingester = Ingester(name, source, table, dead, job.folder / "spool")
         units = job.pinned.units[name]
@@ -202,11 +260,8 @@ class Ingester:
 
     def committed(self, unit: Unit) -> int:
         """How far both tables have come on the unit's stream."""
-        have = self.table.position(unit.stream), self.dead.position(self._dead_stream(unit))
-        return min(have)
-
-    def _dead_stream(self, unit: Unit) -> str:
-        return f"{self.table.path.name}/{unit.stream}"
+        letters = self.dead.position(_dead_stream(self.table, unit.stream))
+        return min(self.table.position(unit.stream), letters)
 
     def _commit_rows(self, spool: _Spool, unit: Unit, schema: pa.Schema) -> None:
         after = self.table.position(unit.stream)
@@ -219,7 +274,7 @@ class Ingester:
         self.table.append_once(Position(unit.stream, unit.position), schema, rows, after)
 
     def _commit_dead(self, spool: _Spool, unit: Unit, schema: pa.Schema) -> None:
-        position = Position(self._dead_stream(unit), unit.position)
+        position = Position(_dead_stream(self.table, unit.stream), unit.position)
         after = self.dead.position(position.stream)
 
         def rows(version: int) -> Iterator[pa.RecordBatch]:
