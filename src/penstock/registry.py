@@ -21,6 +21,7 @@ from penstock.errors import MissingExtra, PenstockError, RecipeError
 BUILTIN: dict[str, dict[str, str]] = {
     "sources": {
         "files": "penstock.sources.files:FilesSource",
+        "sql": "penstock.sources.sql:SqlSource",
     },
     "features": {
         "feast": "penstock.features.feast:FeastStore",

@@ -40,13 +40,14 @@ class ColumnTypes:
         self._names: dict[str, None] = {}
 
     def batch(
-        self, rows: Sequence[dict[str, Any]], places: Sequence[int]
+        self, rows: Sequence[dict[str, Any]], places: Sequence[int | str]
     ) -> tuple[pa.RecordBatch | None, list[DeadLetter]]:
         """Turn rows into one batch.
 
         Args:
             rows: JSON objects.
-            places: Each row's line, counted from 1; shape (len(rows),).
+            places: Each row's line, counted from 1, or what else says where in the
+                unit it stands; shape (len(rows),).
 
         Returns:
             The batch, None when no row fits, and a letter for each that does not.
@@ -115,14 +116,14 @@ class ColumnTypes:
         return faults
 
     def _assemble(
-        self, arrays: Mapping[str, pa.Array | None], places: Iterable[int]
+        self, arrays: Mapping[str, pa.Array | None], places: Iterable[int | str]
     ) -> pa.RecordBatch:
         columns = {name: array for name, array in arrays.items() if array is not None}
         origins = [f"{self._label}:{place}" for place in places]
         return pa.RecordBatch.from_pydict(columns | {ORIGIN: pa.array(origins, pa.string())})
 
-    def _letter(self, row: dict[str, Any], place: int, reason: str) -> DeadLetter:
-        text = json.dumps(row, ensure_ascii=False)
+    def _letter(self, row: dict[str, Any], place: int | str, reason: str) -> DeadLetter:
+        text = json.dumps(row, ensure_ascii=False, default=str)
         return DeadLetter(f"{self._label}:{place}", printable(reason), printable(text))
 
 
