@@ -256,7 +256,7 @@ def test_a_column_of_nothing_but_nulls_is_refused_as_a_cursor(database, tmp_path
 @pytest.mark.parametrize(
     ("column", "type_", "value", "message"),
     [
-        ("word", "VARCHAR", "'abc'", "holds str 'abc'"),
+        ("word", "VARCHAR", "'abc'", "holds (str )?'abc'"),
         ("score", "FLOAT", "1.5", "holds float '1.5'"),
     ],
 )
@@ -267,7 +267,7 @@ def test_a_cursor_that_does_not_count_is_refused_with_a_value_of_it(
     database.execute(f"INSERT INTO odd VALUES ({value})")
     with pytest.raises(SourceError, match=message) as error:
         source(database, tmp_path, table="odd", cursor=column).snapshot()
-    assert "query" in error.value.hint
+    assert "column" in error.value.hint
 
 
 @pytest.mark.parametrize("value", ["-1", "-9223372036854775807"])
@@ -296,7 +296,7 @@ def test_times_in_sqlite_that_do_not_sort_as_text_are_refused(tmp_path, stored):
 
 def test_text_among_the_numbers_of_a_sqlite_column_costs_its_row_and_no_other(tmp_path):
     database = Database(f"sqlite:///{tmp_path / 'shop.db'}")
-    database.execute("CREATE TABLE loose (id INTEGER PRIMARY KEY, n)")
+    database.execute("CREATE TABLE loose (id INTEGER PRIMARY KEY, n INTEGER)")
     database.execute(
         "INSERT INTO loose VALUES (1, 10), (2, 'ten'), (3, CAST(x'ff' AS TEXT)), (4, 40)"
     )
@@ -329,7 +329,7 @@ def test_values_of_many_types_arrive_as_what_they_are(postgres, tmp_path):
     assert row["at"] == NOON.replace(tzinfo=UTC)
     assert (row["j"], row["words"], row["raw"]) == ({"a": [1]}, ["x", "y"], b"\x00\xff")
     assert (row["u"], row["t"]) == ("00000000-0000-0000-0000-000000000001", "10:30:00")
-    assert "n" not in row
+    assert row["n"] is None
 
 
 def test_a_query_may_join_hold_colons_and_rename(postgres, tmp_path):
@@ -375,7 +375,10 @@ def test_killed_anywhere_and_run_again_nothing_is_lost_or_doubled(
     postgres, tmp_path, function, calls
 ):
     """The table grows while the run is dead, and ties stand where units end."""
-    fill = "INSERT INTO questions SELECT i, 'q' || i, '2026-03-01'::timestamp + make_interval(secs => i / 1000) FROM generate_series({}, {}) i"
+    fill = (
+        "INSERT INTO questions SELECT i, 'q' || i, "
+        "timestamp '2026-03-01' + make_interval(secs => i / 1000) FROM generate_series({}, {}) i"
+    )
     postgres.execute(fill.format(1, 25_500))
     run = project(postgres, tmp_path, cursor="changed")
     assert run.killed_ingest(function, calls)
@@ -454,7 +457,7 @@ def test_a_server_that_is_down_is_an_error_that_says_where(tmp_path):
     options = SqlSource.Options(
         url="postgresql://reader:geheim@127.0.0.1:1/shop", table="questions", cursor="id"
     )
-    with pytest.raises(SourceError, match="127.0.0.1:1/shop said") as error:
+    with pytest.raises(SourceError, match=r"127\.0\.0\.1:1/shop said") as error:
         SqlSource(options, tmp_path).snapshot()
     assert "server runs" in error.value.hint
     assert "geheim" not in error.value.message + error.value.hint

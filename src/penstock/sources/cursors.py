@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -166,9 +166,17 @@ def _weight(value: Any) -> int:
     return len(repr(value)) if isinstance(value, dict | list) else 8
 
 
-def pieces(rows: Iterable[Row], label: str) -> Iterator[Piece]:
-    """Rows of a unit that has a stream of its own, numbered from 1."""
-    columns = ColumnTypes(label)
+def pieces(
+    rows: Iterable[Row], label: str, kinds: Mapping[str, type] | None = None
+) -> Iterator[Piece]:
+    """Rows of a unit that has a stream of its own, numbered from 1.
+
+    Args:
+        rows: In any order.
+        label: The unit's, for messages and origins.
+        kinds: Of the columns whose type is known beforehand.
+    """
+    columns = ColumnTypes(label, kinds)
     start = 1
     for batch in batched(rows):
         made, letters = columns.batch(batch, range(start, start + len(batch)))
@@ -186,13 +194,20 @@ class KeyedRows:
         cursor: The column that grows.
         key: Columns that tell rows of one cursor value apart; without any, their
             content does, and equal rows are counted.
+        kinds: Of the columns whose type is known beforehand.
     """
 
-    def __init__(self, label: str, cursor: str, key: Sequence[str]) -> None:
+    def __init__(
+        self,
+        label: str,
+        cursor: str,
+        key: Sequence[str],
+        kinds: Mapping[str, type] | None = None,
+    ) -> None:
         self._label = label
         self._cursor = cursor
         self._key = key
-        self._columns = ColumnTypes(label)
+        self._columns = ColumnTypes(label, kinds)
         self._position = -1
         self._num_tied = 0
         self._seen: Counter[str] = Counter()

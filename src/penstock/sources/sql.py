@@ -112,7 +112,7 @@ class SqlSource:
 
     def _read_whole(self, rows: _Rows, unit: Unit) -> Iterator[Piece]:
         digest = _Digest()
-        yield from cursors.pieces(digest.passing(rows.all()), self._label)
+        yield from cursors.pieces(digest.passing(rows.all()), self._label, rows.kinds)
         if digest.stream() != unit.stream:
             raise SourceError(
                 f"{self._label} has changed since it was pinned.",
@@ -201,7 +201,8 @@ class SqlSource:
         for secret in filter(None, [url.password and str(url.password)]):
             text = text.replace(secret, "***")
         where = url.set(password=None, query={}).render_as_string()
-        if isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
+        is_far = url.get_backend_name() != "sqlite"
+        if is_far and isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
             hint = "Check that the server runs, and user and password; then run again."
         else:
             hint = "Check `table`, `query`, `cursor` and `key` in the recipe."
@@ -226,6 +227,7 @@ class _Rows:
         self._label = label
         whole = (c.name for c in rows.columns if getattr(c.type, "scale", None) == 0)
         self._whole = {str(options.cursor), *key, *map(str, whole)}
+        self.kinds = _declared_kinds(rows)
 
     def all(self) -> Iterator[Row]:
         """Every row, ordered by its key, or by all its columns if it has none."""
@@ -242,7 +244,7 @@ class _Rows:
         else:
             window = column > kind.value(after), column <= kind.value(upto)
         query = sa.select(self._rows).where(*window).order_by(column, *self._order())
-        keyed = cursors.KeyedRows(self._label, name, self._key)
+        keyed = cursors.KeyedRows(self._label, name, self._key, self.kinds)
         yield from keyed.pieces(
             self._fetch(query),
             lambda row: cursors.position_of(kind, _seen_as(kind, row[name]), name, self._label),
@@ -345,6 +347,22 @@ class _Rows:
         if isinstance(value, Decimal) and name in self._whole and value == value.to_integral():
             return int(value)
         return cursors.plain(value)
+
+
+def _declared_kinds(rows: sa.FromClause) -> dict[str, type]:
+    """The kinds of columns that say theirs, so that no first value decides on it.
+
+    Whole numbers are left to be found: a NUMERIC may be one or not.
+    """
+    kinds: dict[str, type] = {}
+    for column in rows.columns:
+        try:
+            kind = column.type.python_type
+        except NotImplementedError:
+            continue
+        if kind in (bool, int, float, str):
+            kinds[str(column.name)] = kind
+    return kinds
 
 
 def _seen_as(kind: Kind, value: Any) -> Any:
