@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -243,7 +243,7 @@ def _type(annotation: Any) -> str:
 
 _WORDS = {
     str: "text", int: "integer", float: "number", bool: "boolean", type(None): "null", Path: "path",
-    Any: "anything",
+    Any: "anything", SecretStr: "text",
 }  # fmt: skip
 _SIGNS = {
     "ge": ">=",

@@ -22,6 +22,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     "sources": {
         "files": "penstock.sources.files:FilesSource",
         "kafka": "penstock.sources.kafka:KafkaSource",
+        "sql": "penstock.sources.sql:SqlSource",
     },
     "features": {
         "feast": "penstock.features.feast:FeastStore",

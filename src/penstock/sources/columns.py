@@ -44,13 +44,14 @@ class ColumnTypes:
         self._names: dict[str, None] = {}
 
     def batch(
-        self, rows: Sequence[dict[str, Any]], places: Sequence[int]
+        self, rows: Sequence[dict[str, Any]], places: Sequence[int | str]
     ) -> tuple[pa.RecordBatch | None, list[DeadLetter]]:
         """Turn rows into one batch.
 
         Args:
             rows: JSON objects.
-            places: Each row's line, counted from 1, or its offset; shape (len(rows),).
+            places: Each row's line, counted from 1, its offset, or what else says where
+                in the unit it stands; shape (len(rows),).
 
         Returns:
             The batch, None when no row fits, and a letter for each that does not.
@@ -119,7 +120,7 @@ class ColumnTypes:
         return faults
 
     def _assemble(
-        self, arrays: Mapping[str, pa.Array | None], places: Sequence[int]
+        self, arrays: Mapping[str, pa.Array | None], places: Sequence[int | str]
     ) -> pa.RecordBatch:
         columns = {name: array for name, array in arrays.items() if array is not None}
         columns[ORIGIN] = pa.array([self._origin(place) for place in places], pa.string())
@@ -127,12 +128,12 @@ class ColumnTypes:
             columns[OFFSET] = pa.array(places, pa.int64())
         return pa.RecordBatch.from_pydict(columns)
 
-    def _letter(self, row: dict[str, Any], place: int, reason: str) -> DeadLetter:
-        text = json.dumps(row, ensure_ascii=False)
-        offset = place if self._on_stream else None
+    def _letter(self, row: dict[str, Any], place: int | str, reason: str) -> DeadLetter:
+        text = json.dumps(row, ensure_ascii=False, default=str)
+        offset = place if self._on_stream and isinstance(place, int) else None
         return DeadLetter(self._origin(place), printable(reason), printable(text), offset)
 
-    def _origin(self, place: int) -> str:
+    def _origin(self, place: int | str) -> str:
         return f"{self._label}{'@' if self._on_stream else ':'}{place}"
 
 

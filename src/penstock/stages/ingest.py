@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from penstock.artifacts import Artifact, Store, digest_of, store_errors
 from penstock.errors import SourceError
 from penstock.recipe import Recipe, canonical
-from penstock.sources.base import OFFSET, ORIGIN, RESERVED, DeadLetter, Source, Unit
+from penstock.sources.base import OFFSET, ORIGIN, RESERVED, ROW_KEY, DeadLetter, Source, Unit
 from penstock.stages.base import Job, Pinned, Stage
 from penstock.stages.evolution import fitting, merged, misfits
 from penstock.tables import ROW, VERSION, Position, Table, numbered
@@ -365,22 +365,27 @@ def _identified(
 ) -> Iterator[pa.RecordBatch]:
     """Give each row an id of its own that reading it again would give again.
 
-    Where a stream grows that is the row's place on the stream, wherever the unit
-    that brings it ends; otherwise its place in the unit.
+    Where a stream grows that is the row's place on the stream, or the key it has
+    there, wherever the unit that brings it ends; otherwise its place in the unit.
     """
     of_stream = _hash(f"{source}\n{unit.stream}\n")
+    of_key = _hash(f"{source}\n{unit.stream}\nkey\n")
     of_unit = _hash(f"{source}\n{unit.stream}\n{unit.position}")
     start = 0
     for batch in batches:
-        places: Iterable[int] = range(start, start + batch.num_rows)
-        prefix = of_unit
-        if OFFSET in batch.schema.names:
-            places, prefix = batch[OFFSET].to_pylist(), of_stream
-            batch = batch.drop_columns([OFFSET])
+        if ROW_KEY in batch.schema.names:
+            ids = [_row_id(of_key, key.encode()) for key in batch[ROW_KEY].to_pylist()]
+        elif OFFSET in batch.schema.names:
+            ids = [_row_id(of_stream, _eight(place)) for place in batch[OFFSET].to_pylist()]
+        else:
+            places = range(start, start + batch.num_rows)
+            ids = [_row_id(of_unit, _eight(place)) for place in places]
         start += batch.num_rows
-        ids = [_row_id(prefix, place) for place in places]
-        yield batch.append_column(ROW_ID, pa.array(ids, pa.string())).append_column(
-            SOURCE, pa.repeat(source, batch.num_rows)
+        passing = [name for name in (OFFSET, ROW_KEY) if name in batch.schema.names]
+        yield (
+            batch.drop_columns(passing)
+            .append_column(ROW_ID, pa.array(ids, pa.string()))
+            .append_column(SOURCE, pa.repeat(source, batch.num_rows))
         )
 
 
@@ -388,7 +393,11 @@ def _hash(text: str) -> hashlib.blake2b:
     return hashlib.blake2b(text.encode(), digest_size=16)
 
 
-def _row_id(prefix: hashlib.blake2b, place: int) -> str:
+def _eight(place: int) -> bytes:
+    return place.to_bytes(8, "big")
+
+
+def _row_id(prefix: hashlib.blake2b, name: bytes) -> str:
     digest = prefix.copy()
-    digest.update(place.to_bytes(8, "big"))
+    digest.update(name)
     return digest.hexdigest()
