@@ -39,15 +39,28 @@ def test_of_four_writers_killed_200_times_nothing_is_lost_and_nothing_doubled(tm
             for i, value in enumerate(values):
                 sent[f"{topic}/{partition}@{first + i}"] = value
 
-        def start_one():
-            given = (tmp_path, broker.address, topic, PART)
+        given = (tmp_path, broker.address, topic, PART)
+
+        def start_one(life_s):
             process = context.Process(target=kafka_writer.write, args=given, daemon=True)
             process.start()
-            return process, time.monotonic() + draw.uniform(0.1, 1.3)
+            return process, time.monotonic() + draw.uniform(0.3, 3) * life_s
+
+        def until_the_first_commit_s():
+            """On a busy machine a writer that is killed too early never commits at all."""
+            taking, began = kafka_writer.ingester(*given), time.monotonic()
+            before = taking.table.count_rows()
+            process, _ = start_one(0)
+            while taking.table.count_rows() == before and time.monotonic() < began + 60:
+                time.sleep(0.02)
+            process.kill()
+            process.join()
+            return time.monotonic() - began
 
         for kill in range(NUM_PARTITIONS * 3):
             send(kill * PER_KILL)
-        writers = [start_one() for _ in range(NUM_WRITERS)]
+        _, life_s = until_the_first_commit_s(), until_the_first_commit_s()
+        writers = [start_one(life_s) for _ in range(NUM_WRITERS)]
         for kill in range(NUM_KILLS):
             process, at = writers.pop(writers.index(min(writers, key=lambda one: one[1])))
             time.sleep(max(0.0, at - time.monotonic()))
@@ -55,12 +68,12 @@ def test_of_four_writers_killed_200_times_nothing_is_lost_and_nothing_doubled(tm
             process.kill()
             process.join()
             send((kill + 100) * PER_KILL)
-            writers.append(start_one())
+            writers.append(start_one(life_s))
         for process, _ in writers:
             process.kill()
             process.join()
 
-        taking = kafka_writer.ingester(tmp_path, broker.address, topic, PART)
+        taking = kafka_writer.ingester(*given)
         before = taking.table.count_rows() + taking.dead.count_rows()
         for unit in taking.source.snapshot():
             taking.take(unit)
