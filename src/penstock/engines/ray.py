@@ -6,6 +6,7 @@ only, keeps its files in one temporary folder, and ends with this process.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import secrets
@@ -107,6 +108,10 @@ class _Ray:
         context = self.ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        # Parcels are few and large: sorting them is nothing, and Ray's newer
+        # shuffles start actors that cost seconds each time.
+        strategies = importlib.import_module("ray.data.context").ShuffleStrategy
+        context.shuffle_strategy = strategies.SORT_SHUFFLE_PULL_BASED
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 
     def stop(self) -> None:
