@@ -164,6 +164,7 @@ def _adapters(section: str) -> Iterator[str]:
     if section == "features":
         yield from _options("features", "Options of the feature store")
     if section == "prepare":
+        yield from _options("engines", "Options of the engine")
         yield from _options("transforms", "Options of the transform")
     if section == "serve":
         yield from _backend_options()

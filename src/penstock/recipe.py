@@ -183,6 +183,9 @@ class Prepare(Section):
     engine: Annotated[str, Place(), AfterValidator(_known("engines"))] = Field(
         "local", description="Where transforms run."
     )
+    engine_options: Annotated[dict[str, Any], Place()] = Field(
+        default_factory=dict, description="Passed to the engine; listed below."
+    )
     transforms: list[
         Annotated[
             TransformConfig,

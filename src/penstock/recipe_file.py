@@ -137,6 +137,13 @@ def _plugins(tree: Any) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, 
     if isinstance(tree.get("features"), dict):
         yield "features", ("features",), tree["features"]
     prepare = tree.get("prepare")
+    options = prepare.get("engine_options") if isinstance(prepare, dict) else None
+    if isinstance(options, dict):
+        yield (
+            "engines",
+            ("prepare", "engine_options"),
+            {**options, "type": prepare.get("engine", "local")},
+        )
     transforms = prepare.get("transforms") if isinstance(prepare, dict) else None
     for i, config in enumerate(transforms if isinstance(transforms, list) else ()):
         step = named_step(config)

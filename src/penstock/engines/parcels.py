@@ -136,7 +136,9 @@ def _map(rows: pa.Table, place: int, transform: RowTransform) -> Iterator[_Parce
     yield _Parcel(0, place, "removed", packed(in_ingest_order(outcome.removed, rows)[0]))
 
 
-def _divide(rows: pa.Table, place: int, transform: KeyedTransform, number: int) -> Iterator[_Parcel]:
+def _divide(
+    rows: pa.Table, place: int, transform: KeyedTransform, number: int
+) -> Iterator[_Parcel]:
     keyed = with_key(rows, place, transform)
     for bucket, part in enumerate(divided(keyed, number)):
         # One parcel goes on even if there are no rows at all: it has the schema.
@@ -291,9 +293,7 @@ class _Sent:
                     self.files[-1], PARCELS, compression="none", use_dictionary=False,
                     write_statistics=False, store_schema=True,
                 )  # fmt: skip
-            self._writer.write_table(
-                _table_of([_Parcel(0, self.num_rows, "rows", packed(table))])
-            )
+            self._writer.write_table(_table_of([_Parcel(0, self.num_rows, "rows", packed(table))]))
         self.num_rows += table.num_rows
         self.num_bytes += table.nbytes
         self._room -= table.nbytes

@@ -50,6 +50,7 @@ class SparkEngine(ParcelEngine):
     Args:
         scratch: A folder that every worker sees; the caller deletes it.
         python: The Python that has pyspark.
+        session: One to share, which its maker closes; None starts one.
         master: Such as ``local[2]`` or ``spark://host:7077``; None is SPARK_REMOTE
             (Spark Connect, Databricks), or all cores of this machine.
         parcel_bytes: How many bytes of rows to transform at once.
@@ -68,13 +69,16 @@ class SparkEngine(ParcelEngine):
         master: str | None = None,
         parcel_bytes: int = PARCEL_BYTES,
         bucket_bytes: int = BUCKET_BYTES,
+        session: SparkSession | None = None,
     ) -> None:
         super().__init__(scratch, parcel_bytes, bucket_bytes)
-        self._session = SparkSession(python or _python(), master, self._scratch)
+        self._is_own = session is None
+        self._session = session or SparkSession(python or spark_python(), master, self._scratch)
 
     def close(self) -> None:
-        """End the Spark session."""
-        self._session.close()
+        """End the Spark session, unless it is shared."""
+        if self._is_own:
+            self._session.close()
 
     def _work(self, files: Sequence[Path], first: Work, then: Work | None) -> Iterator[pa.Table]:
         made = self._path()
@@ -155,7 +159,8 @@ class SparkSession:
         return said[-1] if said else "it ended without a word"
 
 
-def _python() -> str:
+def spark_python() -> str:
+    """The Python that has pyspark, where a recipe names none."""
     named = os.environ.get(PYTHON)
     if named:
         return named
