@@ -137,13 +137,9 @@ def _plugins(tree: Any) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, 
     if isinstance(tree.get("features"), dict):
         yield "features", ("features",), tree["features"]
     prepare = tree.get("prepare")
-    options = prepare.get("engine_options") if isinstance(prepare, dict) else None
-    if isinstance(options, dict):
-        yield (
-            "engines",
-            ("prepare", "engine_options"),
-            {**options, "type": prepare.get("engine", "local")},
-        )
+    if isinstance(prepare, dict) and isinstance(prepare.get("engine_options"), dict):
+        engine = {**prepare["engine_options"], "type": prepare.get("engine", "local")}
+        yield "engines", ("prepare", "engine_options"), engine
     transforms = prepare.get("transforms") if isinstance(prepare, dict) else None
     for i, config in enumerate(transforms if isinstance(transforms, list) else ()):
         step = named_step(config)

@@ -7,6 +7,7 @@ come back as Parquet files in the scratch folder, which every worker must see.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -16,7 +17,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Annotated, Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +25,7 @@ from pydantic import Field
 
 from penstock.engines.parcels import BUCKET_BYTES, PARCEL_BYTES, ParcelEngine, ParcelOptions, Work
 from penstock.errors import EngineError
-from penstock.sources.base import AnyOptions
+from penstock.sources.base import AnyOptions, Place
 
 PYTHON = "PENSTOCK_SPARK_PYTHON"
 # Where scripts/make-env.sh puts it, from the folder a run is started in.
@@ -34,12 +35,12 @@ _USUAL = Path(".venvs/spark/bin/python")
 class SparkOptions(ParcelOptions):
     """Where Spark is."""
 
-    python: str | None = Field(
+    python: Annotated[str | None, Place()] = Field(
         None,
         description="The Python that has pyspark; null is `PENSTOCK_SPARK_PYTHON`, "
         "`.venvs/spark/bin/python` or the one that runs Penstock.",
     )
-    master: str | None = Field(
+    master: Annotated[str | None, Place()] = Field(
         None, description="Spark's master URL; null is `SPARK_REMOTE`, or all cores here."
     )
 
@@ -118,7 +119,7 @@ class SparkSession:
         except OSError as error:
             raise EngineError(
                 f"prepare.engine: {python} cannot be started: {error.strerror}.",
-                f"Make Spark's environment with scripts/make-env.sh spark, or name one by {PYTHON}.",
+                f"Make Spark's environment with scripts/make-env.sh spark, or set {PYTHON}.",
             ) from error
         self.close = weakref.finalize(self, _stop, self._process)
         self._answer()
@@ -179,10 +180,8 @@ def _environment(master: str | None) -> dict[str, str]:
 def _stop(process: subprocess.Popen[str]) -> None:
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 pipe.close()
-            except BrokenPipeError:
-                pass
     try:
         process.wait(timeout=30)
     except subprocess.TimeoutExpired:
