@@ -146,7 +146,7 @@ def _key(path: str, info: FieldInfo, enters: bool, lookup: str = "") -> Key:
     meaning = info.description
     if meaning is None:
         sys.exit(f"{lookup or path} has no description: give its Field one.")
-    if path in ("prepare.engine", "train.launcher.type", "serve.backend"):
+    if path in ("prepare.engine.type", "train.launcher.type", "serve.backend"):
         seam = path.removesuffix(".type").rpartition(".")[2] + "s"
         meaning += f" Built in: {_names(seam)}."
     return Key(
@@ -166,6 +166,7 @@ def _adapters(section: str) -> Iterator[str]:
     if section == "validate":
         yield from _options("rules", "Options of the rule")
     if section == "prepare":
+        yield from _options("engines", "Options of the engine")
         yield from _options("transforms", "Options of the transform")
     if section == "train":
         yield from _options("launchers", "Options of the launcher")

@@ -254,7 +254,7 @@ validate:
             "validation",
         ),
         ("prepare: {transforms: [dedup]}", "prepare.transforms.0.type", "dedupe"),
-        ("prepare: {engine: locale}", "prepare.engine", "local"),
+        ("prepare: {engine: locale}", "prepare.engine.type", "local"),
         ("train: {launcher: loca}", "train.launcher.type", "local"),
         ("serve: {backend: transformer}", "serve.backend", "transformers"),
     ],

@@ -216,12 +216,22 @@ class TokenizerConfig(Section):
     vocab_size: int = Field(4096, ge=300, le=200_000, description="Most tokens it may have.")
 
 
+class EngineConfig(Plugin):
+    """Where transforms run."""
+
+    type: Annotated[str, AfterValidator(_known("engines"))] = Field(
+        "local", description="Where transforms run. `engine: ray` is short for it."
+    )
+
+
 class Prepare(Section):
     """From valid rows to token ids with a loss mask."""
 
-    engine: Annotated[str, Place(), AfterValidator(_known("engines"))] = Field(
-        "local", description="Where transforms run."
-    )
+    engine: Annotated[
+        EngineConfig,
+        Place(),
+        BeforeValidator(named_step, json_schema_input_type=EngineConfig | str | _ShortStep),
+    ] = EngineConfig()
     transforms: list[
         Annotated[
             TransformConfig,
@@ -618,6 +628,7 @@ def json_schema() -> dict[str, Any]:
         ("features", "FeaturesConfig"),
         ("transforms", "TransformConfig"),
         ("rules", "RuleConfig"),
+        ("engines", "EngineConfig"),
         ("launchers", "LauncherConfig"),
     ):
         properties = schema["$defs"][definition]["properties"]

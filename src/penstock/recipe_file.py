@@ -143,11 +143,12 @@ def _plugins(tree: Any) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, 
             step = named_step(config)
             if isinstance(step, dict):
                 yield seam, (section, seam, i), step
-    train = tree.get("train")
-    launcher = named_step(train.get("launcher")) if isinstance(train, dict) else None
-    # What is no registered name, the recipe's own model says.
-    if isinstance(launcher, dict) and launcher.get("type") in registry.names("launchers"):
-        yield "launchers", ("train", "launcher"), launcher
+    for section, key in (("prepare", "engine"), ("train", "launcher")):
+        inner = tree.get(section)
+        config = named_step(inner.get(key)) if isinstance(inner, dict) else None
+        # What is no registered name, the recipe's own model says.
+        if isinstance(config, dict) and config.get("type") in registry.names(f"{key}s"):
+            yield f"{key}s", (section, key), config
 
 
 def _plugin_mistakes(

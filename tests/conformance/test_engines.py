@@ -1,5 +1,6 @@
 """What every engine must do. To check another one, add it to ``CASES``."""
 
+from inspect import signature
 from itertools import pairwise
 from typing import ClassVar
 
@@ -9,9 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import spark_environment
 from penstock.engines.base import StreamedRows, run_transforms
 from penstock.engines.local import LocalEngine
-from penstock.errors import PenstockError
+from penstock.engines.ray import RayEngine
+from penstock.engines.spark import SparkEngine, SparkSession
+from penstock.errors import EngineError, PenstockError, RecipeError
 from penstock.sources.base import Options
 from penstock.transforms.base import REMOVED_SCHEMA, Outcome, removed_rows
 from penstock.transforms.clean import Normalise
@@ -39,12 +43,97 @@ def local_with_many_buckets(scratch):
     return LocalEngine(scratch, bucket_bytes=300)
 
 
+# Built as ``case(scratch)``, or ``case(scratch, started)`` with what is started once for all
+# tests by the fixture of its name.
 CASES = [local, local_short_of_memory, local_with_many_buckets]
 
 
+def ray(scratch, _):
+    return RayEngine(scratch, parcel_bytes=2_000)
+
+
+def ray_with_many_buckets(scratch, _):
+    return RayEngine(scratch, parcel_bytes=1_000, bucket_bytes=1_500)
+
+
+def spark(scratch, session):
+    return SparkEngine(scratch, parcel_bytes=2_000, session=session)
+
+
+def spark_with_many_buckets(scratch, session):
+    return SparkEngine(scratch, parcel_bytes=1_000, bucket_bytes=1_500, session=session)
+
+
+# Engines of several processes take seconds for each pass, however few the rows.
+FAR_CASES = [ray, ray_with_many_buckets, spark, spark_with_many_buckets]
+FAR = settings(UNHURRIED, max_examples=2, derandomize=True)
+
+
+@pytest.fixture(scope="session")
+def started_ray(tmp_path_factory):
+    pytest.importorskip("ray")
+    first = RayEngine(tmp_path_factory.mktemp("ray"), num_cpus=2)
+    yield first
+    first.close()
+
+
+@pytest.fixture(scope="session")
+def started_spark(tmp_path_factory):
+    reason = spark_environment.missing()
+    if reason:
+        pytest.skip(f"Spark: {reason}")
+    folder = tmp_path_factory.mktemp("spark")
+    session = SparkSession(str(spark_environment.PYTHON), "local[2]", folder)
+    yield session
+    session.close()
+
+
+def built(case, request, scratch):
+    if case in CASES:
+        return case(scratch)
+    name = case.__name__.split("_")[0]
+    return case(scratch, request.getfixturevalue(f"started_{name}"))
+
+
+def far_cases():
+    return [pytest.param(case, marks=pytest.mark.slow, id=case.__name__) for case in FAR_CASES]
+
+
 @pytest.fixture(params=CASES, ids=lambda case: case.__name__)
+def near_engine(request, tmp_path):
+    return built(request.param, request, tmp_path / "scratch")
+
+
+@pytest.fixture(params=far_cases())
+def far_engine(request, tmp_path):
+    return built(request.param, request, tmp_path / "scratch")
+
+
+@pytest.fixture(params=[*CASES, *far_cases()], ids=lambda case: case.__name__)
 def engine(request, tmp_path):
-    return request.param(tmp_path / "scratch")
+    return built(request.param, request, tmp_path / "scratch")
+
+
+def law(**strategies):
+    """Two tests of one law: many examples near, two with many rows far.
+
+    Used as a class decorator: the class's ``check`` is the law.
+    """
+
+    def made(cls):
+        def near(self, near_engine, reference, **drawn):
+            self.check(near_engine, reference, **drawn)
+
+        def far(self, far_engine, reference, **drawn):
+            self.check(far_engine, reference, **drawn)
+
+        many = {name: strategy(0) for name, strategy in strategies.items()}
+        cls.test_near = UNHURRIED(given(**many)(near))
+        few = {name: strategy(20) for name, strategy in strategies.items()}
+        cls.test_far = pytest.mark.slow(FAR(given(**few)(far)))
+        return cls
+
+    return made
 
 
 @pytest.fixture
@@ -124,33 +213,47 @@ class RareOnly:
         return Outcome(rows.filter(pc.invert(often)), removed)
 
 
-LETTERS = st.lists(st.sampled_from("abcdefghijklmnop"), max_size=60)
-ENDS = st.lists(st.integers(0, 60), max_size=5)
+def letters_from(least):
+    return st.lists(st.sampled_from("abcdefghijklmnop"), min_size=least, max_size=60)
 
 
-@UNHURRIED
-@given(LETTERS, ENDS)
-def test_rows_come_out_in_the_order_they_went_in_however_they_were_cut(engine, letters, ends):
-    mapped = engine.map_batches(rows_of(table_of(letters), *ends), DropLetter("a"))
-    assert letters_of(mapped.kept) == [letter for letter in letters if letter != "a"]
-    assert mapped.kept.num_rows + mapped.removed.num_rows == len(letters)
+def ends(_):
+    return st.lists(st.integers(0, 60), max_size=5)
 
 
-@UNHURRIED
-@given(LETTERS, ENDS)
-def test_all_rows_of_a_key_meet_and_come_out_in_ingest_order(engine, letters, ends):
-    table = table_of(letters)
-    mapped = engine.map_groups(rows_of(table, *ends), RareOnly())
-    kept, removed = collect(mapped.kept), collect(mapped.removed)
-    rare = [row for row in table.to_pylist() if letters.count(row["letter"]) == 1]
-    assert kept.schema == table.schema
-    assert kept.to_pylist() == rare
-    assert removed.schema == REMOVED_SCHEMA
-    assert [(entry["_row_id"], entry["evidence"]) for entry in removed.to_pylist()] == [
-        (row["_row_id"], str(letters.count(row["letter"])))
-        for row in table.to_pylist()
-        if letters.count(row["letter"]) > 1
-    ]
+def texts_from(least):
+    text = st.none() | st.text(st.sampled_from("ab \n"), max_size=3)
+    return st.lists(st.tuples(text, text), min_size=least, max_size=40)
+
+
+def short_texts_from(least):
+    text = st.lists(st.sampled_from("abc"), max_size=6).map(" ".join)
+    return st.lists(text, min_size=least, max_size=30)
+
+
+@law(letters=letters_from, ends=ends)
+class TestRowsComeOutInTheOrderTheyWentInHoweverTheyWereCut:
+    def check(self, engine, _, letters, ends):
+        mapped = engine.map_batches(rows_of(table_of(letters), *ends), DropLetter("a"))
+        assert letters_of(mapped.kept) == [letter for letter in letters if letter != "a"]
+        assert mapped.kept.num_rows + mapped.removed.num_rows == len(letters)
+
+
+@law(letters=letters_from, ends=ends)
+class TestAllRowsOfAKeyMeetAndComeOutInIngestOrder:
+    def check(self, engine, _, letters, ends):
+        table = table_of(letters)
+        mapped = engine.map_groups(rows_of(table, *ends), RareOnly())
+        kept, removed = collect(mapped.kept), collect(mapped.removed)
+        rare = [row for row in table.to_pylist() if letters.count(row["letter"]) == 1]
+        assert kept.schema == table.schema
+        assert kept.to_pylist() == rare
+        assert removed.schema == REMOVED_SCHEMA
+        assert [(entry["_row_id"], entry["evidence"]) for entry in removed.to_pylist()] == [
+            (row["_row_id"], str(letters.count(row["letter"])))
+            for row in table.to_pylist()
+            if letters.count(row["letter"]) > 1
+        ]
 
 
 def test_the_ledger_of_removed_rows_is_in_ingest_order(engine):
@@ -184,61 +287,131 @@ def test_one_group_larger_than_the_memory_for_a_bucket_still_meets(engine):
     assert set(collect(mapped.removed)["evidence"].to_pylist()) == {"500"}
 
 
-TEXT = st.none() | st.text(st.sampled_from("ab \n"), max_size=3)
+@law(texts=texts_from, ends=ends)
+class TestAWholePreparationDependsOnTheRowsAlone:
+    def check(self, engine, _, texts, ends):
+        table = pa.table(
+            {
+                "_row_id": pa.array([f"{i:04d}" for i in range(len(texts))], pa.string()),
+                "instruction": pa.array([a for a, _ in texts], pa.string()),
+                "response": pa.array([b for _, b in texts], pa.string()),
+            }
+        )
+        steps = [
+            Normalise(Normalise.Options()),
+            Filter(Filter.Options()),
+            ExactDedupe(ExactDedupe.Options()),
+            Split(Split.Options(validation=0.5)),
+        ]
+        prepared = run_transforms(engine, rows_of(table, *ends), steps)
+        kept = collect(prepared.kept).to_pylist()
+        pairs = [tuple((text or "").strip(" \n") for text in pair) for pair in texts]
+        first = {pair: i for i, pair in reversed(list(enumerate(pairs))) if all(pair)}
+        assert [row["_row_id"] for row in kept] == [f"{i:04d}" for i in sorted(first.values())]
+        assert prepared.counts["dedupe"] == sum(map(all, pairs)) - len(first)
+        assert prepared.counts["filter"] == len(pairs) - sum(map(all, pairs))
+        removed = [
+            row["_row_id"] for part in prepared.removed_batches() for row in part.to_pylist()
+        ]
+        assert sorted(removed + [row["_row_id"] for row in kept]) == table["_row_id"].to_pylist()
 
 
-@UNHURRIED
-@given(st.lists(st.tuples(TEXT, TEXT), max_size=40), ENDS)
-def test_a_whole_preparation_depends_on_the_rows_alone(engine, texts, ends):
-    table = pa.table(
-        {
-            "_row_id": pa.array([f"{i:04d}" for i in range(len(texts))], pa.string()),
-            "instruction": pa.array([a for a, _ in texts], pa.string()),
-            "response": pa.array([b for _, b in texts], pa.string()),
-        }
-    )
-    steps = [
-        Normalise(Normalise.Options()),
-        Filter(Filter.Options()),
-        ExactDedupe(ExactDedupe.Options()),
-        Split(Split.Options(validation=0.5)),
-    ]
-    prepared = run_transforms(engine, rows_of(table, *ends), steps)
-    kept = collect(prepared.kept).to_pylist()
-    pairs = [tuple((text or "").strip(" \n") for text in pair) for pair in texts]
-    first = {pair: i for i, pair in reversed(list(enumerate(pairs))) if all(pair)}
-    assert [row["_row_id"] for row in kept] == [f"{i:04d}" for i in sorted(first.values())]
-    assert prepared.counts["dedupe"] == sum(map(all, pairs)) - len(first)
-    assert prepared.counts["filter"] == len(pairs) - sum(map(all, pairs))
-    removed = [row["_row_id"] for part in prepared.removed_batches() for row in part.to_pylist()]
-    assert sorted(removed + [row["_row_id"] for row in kept]) == table["_row_id"].to_pylist()
+@law(texts=short_texts_from, ends=ends, keep=lambda _: st.sampled_from(["first", "all"]))
+class TestNearDuplicatesAreTheSameEverywhereHoweverRowsWereCut:
+    def check(self, engine, reference, texts, ends, keep):
+        table = table_of(texts)
+        step = NearDedupe(
+            NearDedupe.Options(columns=("letter",), threshold=0.5, ngram=2, keep=keep)
+        )
+        found, expected = (
+            run_transforms(place, rows_of(table, *cuts), [step])
+            for place, cuts in ((engine, ends), (reference, ()))
+        )
+        assert collect(found.kept) == collect(expected.kept)
+        assert found.counts == expected.counts
+        ledgers = [list(part.removed_batches()) for part in (found, expected)]
+        assert [[e for table in tables for e in table.to_pylist()] for tables in ledgers] == [
+            [e for table in ledgers[1] for e in table.to_pylist()]
+        ] * 2
 
 
-@UNHURRIED
-@given(
-    st.lists(st.lists(st.sampled_from("abc"), max_size=6).map(" ".join), max_size=30),
-    ENDS,
-    st.sampled_from(["first", "all"]),
-)
-def test_near_duplicates_are_found_however_rows_were_cut(engine, reference, texts, ends, keep):
-    table = table_of(texts)
-    step = NearDedupe(NearDedupe.Options(columns=("letter",), threshold=0.5, ngram=2, keep=keep))
-    found, expected = (
-        run_transforms(place, rows_of(table, *cuts), [step])
-        for place, cuts in ((engine, ends), (reference, ()))
-    )
-    assert collect(found.kept) == collect(expected.kept)
-    assert found.counts == expected.counts
-    ledgers = [list(part.removed_batches()) for part in (found, expected)]
-    assert [[e for table in tables for e in table.to_pylist()] for tables in ledgers] == [
-        [e for table in ledgers[1] for e in table.to_pylist()]
-    ] * 2
+class Leaky(DropLetter):
+    """Loses rows without a word."""
+
+    def __call__(self, rows):
+        return Outcome(super().__call__(rows).kept, REMOVED_SCHEMA.empty_table())
 
 
 def test_a_transform_that_loses_rows_without_a_word_is_found_out(engine):
-    class Leaky(DropLetter):
-        def __call__(self, rows):
-            return Outcome(super().__call__(rows).kept, REMOVED_SCHEMA.empty_table())
-
     with pytest.raises(PenstockError, match="drop: 3 rows went in, but 2 were kept and 0"):
         run_transforms(engine, rows_of(table_of("abc")), [Leaky("a")])
+
+
+class Failing(DropLetter):
+    """Refuses rows as a transform refuses a recipe, or breaks as one with a bug does."""
+
+    def __call__(self, rows):
+        if rows.num_rows and self.letter == "bug":
+            raise ZeroDivisionError("division by nought")
+        if rows.num_rows:
+            raise RecipeError("drop: there is nothing to drop.", "Drop something else.")
+        return super().__call__(rows)
+
+
+def test_what_a_transform_says_is_wrong_is_said_as_it_is(engine):
+    with pytest.raises(RecipeError, match=r"^drop: there is nothing to drop\.$") as caught:
+        engine.map_batches(rows_of(table_of("abc")), Failing("a"))
+    assert caught.value.hint == "Drop something else."
+    assert letters_of(engine.map_batches(rows_of(table_of("abc")), DropLetter("a")).kept) == [
+        "b",
+        "c",
+    ]
+
+
+def test_a_bug_in_a_transform_is_named_and_the_engine_lives_on(engine):
+    with pytest.raises((ZeroDivisionError, EngineError), match="division by nought"):
+        engine.map_batches(rows_of(table_of("abc")), Failing("bug"))
+    assert letters_of(engine.map_batches(rows_of(table_of("ab")), DropLetter("a")).kept) == ["b"]
+
+
+ODD = pa.table(
+    {
+        "_row_id": ["0", "1", "2"],
+        "letter": ["a", "b", "c"],
+        "unsigned": pa.array([1, None, 2**64 - 1], pa.uint64()),
+        "small": pa.array([1, 2, 3], pa.int8()),
+        "half": pa.array([0.5, None, float("inf")], pa.float16()),
+        "nanoseconds": pa.array([0, 1, None], pa.timestamp("ns")),
+        "zoned": pa.array([0, 1, None], pa.timestamp("us", "Europe/London")),
+        "fixed": pa.array([b"ab", None, b"cd"], pa.binary(2)),
+        "nothing": pa.nulls(3),
+        "tokens": pa.array([[1, 2], [], None], pa.list_(pa.int32())),
+        "turns": pa.array(
+            [[{"role": "user", "content": "é\0"}], None, []],
+            pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string())])),
+        ),
+        "word": pa.array(["x", "y", "x"]).dictionary_encode(),
+    }
+)
+
+
+def test_rows_of_any_type_come_out_as_they_went_in(engine):
+    mapped = engine.map_batches(rows_of(ODD), DropLetter("b"))
+    assert collect(mapped.kept).equals(ODD.take(pa.array([0, 2])))
+    grouped = engine.map_groups(rows_of(ODD), RareOnly())
+    assert collect(grouped.kept).equals(ODD)
+
+
+def test_what_a_step_has_used_is_gone_when_its_results_are_discarded(engine, tmp_path):
+    for mapped in (
+        engine.map_batches(rows_of(table_of("abc")), DropLetter("a")),
+        engine.map_groups(rows_of(table_of("abc")), RareOnly()),
+    ):
+        mapped.kept.discard()
+        mapped.removed.discard()
+    assert [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == []
+
+
+def test_options_are_the_arguments_an_engine_is_built_with(engine):
+    given = set(signature(type(engine)).parameters) - {"scratch", "session"}
+    assert set(engine.Options.model_fields) == given

@@ -77,8 +77,8 @@ class Engine(Protocol):
 
     Built as ``Class(scratch, **options)``: a folder for what does not fit in memory,
     which the caller deletes, and the fields of ``Options``, all of them places: the
-    same rows come out whatever they are. The caller closes it. Results depend on rows and transform alone, not on how
-    the rows are cut into batches.
+    same rows come out whatever they are. The caller closes it. Results depend on rows
+    and transform alone, not on how the rows are cut into batches.
     """
 
     Options: ClassVar[AnyOptions]

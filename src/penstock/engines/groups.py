@@ -121,7 +121,8 @@ def _bucket_of(key: pa.Array, count: int) -> npt.NDArray[np.int64]:
     """Each key's bucket, the same in every process and on every host."""
     if pa.types.is_int64(key.type) and not key.null_count:
         # Of hashes and numbers alike the low bits differ most.
-        return (key.to_numpy().view(np.uint64) % np.uint64(count)).astype(np.int64)
+        numbers: npt.NDArray[np.int64] = key.to_numpy()
+        return (numbers.view(np.uint64) % np.uint64(count)).astype(np.int64)
     if not (pa.types.is_binary(key.type) or pa.types.is_fixed_size_binary(key.type)):
         key = key.cast(pa.large_string()).cast(pa.large_binary())
     crcs = [0 if value is None else zlib.crc32(value) for value in key.to_pylist()]

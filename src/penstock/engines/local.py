@@ -11,7 +11,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
@@ -27,7 +27,7 @@ from penstock.engines.groups import (
     without_ordinal,
 )
 from penstock.engines.spool import BATCH_BYTES, Spool, recut
-from penstock.sources.base import AnyOptions, Options
+from penstock.sources.base import AnyOptions, Options, Place
 from penstock.transforms.base import REMOVED_SCHEMA, KeyedTransform, RowTransform
 
 # What is grouped in memory at once; a transform may need several times this.
@@ -37,8 +37,12 @@ BUCKET_BYTES = 64 << 20
 class LocalOptions(Options):
     """How much this process does at once."""
 
-    bucket_bytes: int = Field(BUCKET_BYTES, ge=1, description="Bytes of rows grouped at once.")
-    batch_bytes: int = Field(BATCH_BYTES, ge=1, description="Bytes of rows transformed at once.")
+    bucket_bytes: Annotated[int, Place()] = Field(
+        BUCKET_BYTES, ge=1, description="Bytes of rows grouped at once."
+    )
+    batch_bytes: Annotated[int, Place()] = Field(
+        BATCH_BYTES, ge=1, description="Bytes of rows transformed at once."
+    )
 
 
 class LocalEngine:

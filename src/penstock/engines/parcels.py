@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -42,7 +42,7 @@ from penstock.engines.groups import (
 )
 from penstock.engines.spool import BATCH_BYTES, Spool, cut, recut
 from penstock.errors import PenstockError
-from penstock.sources.base import Options
+from penstock.sources.base import Options, Place
 from penstock.transforms.base import KeyedTransform, RowTransform
 
 PARCEL_BYTES = 4 << 20
@@ -63,8 +63,12 @@ PARCELS = pa.schema(
 class ParcelOptions(Options):
     """How much one worker does at once."""
 
-    parcel_bytes: int = Field(PARCEL_BYTES, ge=1, description="Bytes of rows transformed at once.")
-    bucket_bytes: int = Field(BUCKET_BYTES, ge=1, description="Bytes of rows grouped at once.")
+    parcel_bytes: Annotated[int, Place()] = Field(
+        PARCEL_BYTES, ge=1, description="Bytes of rows transformed at once."
+    )
+    bucket_bytes: Annotated[int, Place()] = Field(
+        BUCKET_BYTES, ge=1, description="Bytes of rows grouped at once."
+    )
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,9 @@ def _choose(parcels: pa.Table, transform: KeyedTransform) -> Iterator[_Parcel]:
     ordered = parcels.sort_by("place")
     rows = pa.concat_tables([unpacked(data.as_py()) for data in ordered["rows"]])
     bucket = parcels["bucket"][0].as_py()
-    for kind, table in zip(("kept", "removed"), chosen(rows, transform), strict=True):
+    kept, removed = chosen(rows, transform)
+    results: tuple[tuple[Kind, pa.Table], ...] = (("kept", kept), ("removed", removed))
+    for kind, table in results:
         # No rows still have a schema.
         for part in list(cut(table, MERGE_BATCH_BYTES)) or [table]:
             place = part[ORDINAL][0].as_py() if part.num_rows else 0
@@ -159,8 +165,9 @@ def _choose(parcels: pa.Table, transform: KeyedTransform) -> Iterator[_Parcel]:
 
 def _table_of(parcels: Iterable[_Parcel]) -> pa.Table:
     rows = [(p.bucket, p.place, p.kind, p.rows) for p in parcels]
-    columns = list(zip(*rows, strict=True)) or [[]] * len(PARCELS)
-    return pa.table([pa.array(c, f.type) for c, f in zip(columns, PARCELS, strict=True)], PARCELS)
+    columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * len(PARCELS)
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, PARCELS, strict=True)]
+    return pa.table(arrays, schema=PARCELS)
 
 
 @lru_cache(maxsize=8)

@@ -6,15 +6,16 @@ only, keeps its files in one temporary folder, and ends with this process.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import secrets
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
@@ -22,7 +23,7 @@ from pydantic import Field
 from penstock.engines.parcels import BUCKET_BYTES, PARCEL_BYTES, ParcelEngine, ParcelOptions, Work
 from penstock.errors import EngineError, PenstockError
 from penstock.registry import require
-from penstock.sources.base import AnyOptions
+from penstock.sources.base import AnyOptions, Place
 
 # Set before Ray is imported: it reports usage, and writes a token under the home
 # folder, unless told otherwise. A token that is only in the environment is enough.
@@ -36,10 +37,10 @@ _ENVIRONMENT = {
 class RayOptions(ParcelOptions):
     """Where Ray is."""
 
-    address: str | None = Field(
+    address: Annotated[str | None, Place()] = Field(
         None, description="Of a running cluster; null is `RAY_ADDRESS`, or a Ray of its own."
     )
-    num_cpus: int | None = Field(
+    num_cpus: Annotated[int | None, Place()] = Field(
         None, ge=1, description="Cores for a Ray of its own; null takes all."
     )
 
@@ -101,12 +102,16 @@ class _Ray:
         os.environ |= {key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()}
         self.ray: Any = require("ray", "ray")
         require("ray.data", "ray")
-        self._end = weakref.finalize(self, lambda: None)
+        self._end: Callable[[], Any] = lambda: None
         if not self.ray.is_initialized():
             self._join(address, num_cpus)
         context = self.ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        # Parcels are few and large: sorting them is nothing, and Ray's newer
+        # shuffles start actors that cost seconds each time.
+        strategies = importlib.import_module("ray.data.context").ShuffleStrategy
+        context.shuffle_strategy = strategies.SORT_SHUFFLE_PULL_BASED
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 
     def stop(self) -> None:
@@ -129,7 +134,7 @@ class _Ray:
             self.stop()
             raise EngineError(
                 f"Ray at {where['address']} cannot be used: {str(error).splitlines()[0]}",
-                "Check prepare.engine_options.address and RAY_ADDRESS, or leave both out to "
+                "Check prepare.engine.address and RAY_ADDRESS, or leave both out to "
                 "start Ray here.",
             ) from error
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from penstock import registry
 from penstock.artifacts import store_errors
-from penstock.engines.base import Prepared, Rows, StreamedRows, run_transforms
+from penstock.engines.base import Engine, Prepared, Rows, StreamedRows, run_transforms
 from penstock.errors import PenstockError, SourceError
 from penstock.features.base import FeatureOptions
 from penstock.recipe import HELD_OUT, Recipe, canonical
@@ -63,7 +63,11 @@ def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
 
 def _run(job: Job) -> dict[str, Any]:
     scratch = job.folder / "scratch"
-    engine = registry.resolve("engines", job.recipe.prepare.engine)(scratch)
+    with closing(_engine(job, scratch)) as engine:
+        return _prepared(job, engine, scratch)
+
+
+def _prepared(job: Job, engine: Engine, scratch: Path) -> dict[str, Any]:
     transforms = [_build(job, config) for config in job.recipe.prepare.transforms]
     transforms = _with_features(job, transforms)
     with store_errors(scratch), job.progress.track("prepare") as advance:
@@ -81,6 +85,12 @@ def _run(job: Job) -> dict[str, Any]:
 
 
 STAGE = Stage("prepare", 1, ("validate",), _settings, _run)
+
+
+def _engine(job: Job, scratch: Path) -> Engine:
+    engine, options = job.recipe.plugin("engines", job.recipe.prepare.engine)
+    built: Engine = engine(scratch, **dict(options))
+    return built
 
 
 def _build(job: Job, config: Any) -> Any:
