@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -146,8 +146,8 @@ def _key(path: str, info: FieldInfo, enters: bool, lookup: str = "") -> Key:
     meaning = info.description
     if meaning is None:
         sys.exit(f"{lookup or path} has no description: give its Field one.")
-    if path in ("prepare.engine", "train.launcher", "serve.backend"):
-        seam = path.rpartition(".")[2] + "s"
+    if path in ("prepare.engine", "train.launcher.type", "serve.backend"):
+        seam = path.removesuffix(".type").rpartition(".")[2] + "s"
         meaning += f" Built in: {_names(seam)}."
     return Key(
         path=path,
@@ -163,8 +163,12 @@ def _adapters(section: str) -> Iterator[str]:
         yield from _options("sources", "Options of the source")
     if section == "features":
         yield from _options("features", "Options of the feature store")
+    if section == "validate":
+        yield from _options("rules", "Options of the rule")
     if section == "prepare":
         yield from _options("transforms", "Options of the transform")
+    if section == "train":
+        yield from _options("launchers", "Options of the launcher")
     if section == "serve":
         yield from _backend_options()
 
@@ -172,13 +176,13 @@ def _adapters(section: str) -> Iterator[str]:
 def _options(seam: str, title: str) -> Iterator[str]:
     for name in registry.BUILTIN[seam]:
         adapter = registry.resolve(seam, name)
+        fields = adapter.Options.model_fields
+        if not fields and seam == "launchers":
+            continue
         yield f"### {title} `{name}`\n"
         yield f"{_first_sentence(adapter)}\n"
-        fields = adapter.Options.model_fields
-        keys = (
-            _key(key, info, not _is_place(info), f"{name}.{key}") for key, info in fields.items()
-        )
-        yield _table(keys)
+        # Where a training runs does not matter for what it is.
+        yield _table(_keys_of(fields, "", enters=seam != "launchers"))
 
 
 def _backend_options() -> Iterator[str]:
@@ -239,7 +243,7 @@ def _type(annotation: Any) -> str:
 
 _WORDS = {
     str: "text", int: "integer", float: "number", bool: "boolean", type(None): "null", Path: "path",
-    Any: "anything",
+    Any: "anything", SecretStr: "text",
 }  # fmt: skip
 _SIGNS = {
     "ge": ">=",

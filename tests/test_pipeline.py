@@ -10,11 +10,12 @@ import pytest
 import tiny_project
 from penstock import models
 from penstock.artifacts import damaged_files
-from penstock.errors import LedgerError, StoreError
+from penstock.errors import LedgerError, RecipeError, StoreError, TrainingError
 from penstock.launchers import loop
 from penstock.ledger import Pointer
 from penstock.pipeline import NAMES, open_pipeline
 from penstock.stages.base import Silent
+from penstock.tokenizer import CHAT_TEMPLATE
 from penstock.tracking import Tracker
 
 pytestmark = pytest.mark.slow
@@ -243,14 +244,14 @@ def test_a_forced_stage_runs_again_and_changes_nothing(project):
 
 def trains_otherwise(monkeypatch):
     """As on a GPU, or on another machine: the same fingerprint, other weights."""
-    model_of = loop._model
+    model_of = loop.starting_model
 
     def perturbed(*arguments):
         model = model_of(*arguments)
         next(model.parameters()).data += 0.001
         return model
 
-    monkeypatch.setattr(loop, "_model", perturbed)
+    monkeypatch.setattr(loop, "starting_model", perturbed)
 
 
 def test_a_training_that_comes_out_otherwise_is_a_candidate_like_any_other(project, monkeypatch):
@@ -415,3 +416,70 @@ def test_steps_in_processes_of_their_own_come_to_what_a_run_does(one_version, tm
     del digests["validate"], wanted_digests["validate"]  # its report shows the time
     assert digests == wanted_digests
     assert pointer(folder) == Pointer(1, 1)
+
+
+def test_a_version_that_serves_is_continued_with_lora(project):
+    tiny_project.write_rows(project / "data" / "second.jsonl", 40, seed=2)
+    lora = {"rank": 2, "target_modules": ["q_proj"]}
+    report, _ = run(project, train__lora=lora)
+    assert report.status == "SUCCEEDED"
+    trained = report.artifacts["train"].summary
+    assert trained["base"] == "tiny version 1"
+    assert trained["num_trained_parameters"] == 2 * (16 + 16)
+    assert pointer(project) == Pointer(2, 2)
+
+
+def test_a_recipe_starts_from_a_registered_version(second):
+    chosen = {"train__base": "models:/tiny/1", "train__continue_from_production": False}
+    report, _ = run(second, until="train", **ALWAYS, **chosen)
+    trained = report.artifacts["train"]
+    assert trained.summary["base"] == "tiny version 1"
+    assert trained.settings["base"] == opened(second).ledger.model("tiny", 1).digest
+    assert "rows" not in trained.settings, "a start like any other"
+
+
+def test_a_registered_version_that_is_not_there_is_said_with_those_that_are(project):
+    chosen = {"train__base": "models:/tiny/7", "train__continue_from_production": False}
+    with pytest.raises(LedgerError, match=r"no version 7 of model 'tiny'. It has: 1\."):
+        run(project, until="train", **ALWAYS, **chosen)
+
+
+def test_a_base_without_a_chat_template_needs_one_in_the_recipe(project):
+    model = opened(project).ledger.model("tiny", 1)
+    shutil.copytree(project / "store" / model.path, project / "base")
+    (project / "base" / "chat_template.jinja").unlink()
+    chosen = {"train__base": "base", "train__continue_from_production": False}
+    with pytest.raises(RecipeError, match="no chat template") as refused:
+        run(project, until="train", **ALWAYS, **chosen)
+    assert "prepare.chat_template" in refused.value.hint
+    template = CHAT_TEMPLATE
+    report, _ = run(project, until="train", prepare__chat_template=template, **ALWAYS, **chosen)
+    assert report.artifacts["train"].summary["base"] == "base"
+
+
+def test_a_damaged_tokenizer_of_a_base_is_an_error_of_the_base(project):
+    model = opened(project).ledger.model("tiny", 1)
+    shutil.copytree(project / "store" / model.path, project / "base")
+    (project / "base" / "tokenizer.json").write_text('{"version": "1.0"')
+    chosen = {"train__base": "base", "train__continue_from_production": False}
+    with pytest.raises(RecipeError, match="No tokenizer can be loaded"):
+        run(project, until="train", **ALWAYS, **chosen)
+
+
+def test_a_training_on_new_rows_alone_needs_some(project):
+    # Valid, and known: dedupe keeps those that came first.
+    lines = (project / "data" / "first.jsonl").read_text().splitlines(keepends=True)
+    (project / "data" / "again.jsonl").write_text("".join(reversed(lines)))
+    with pytest.raises(TrainingError, match="no new rows") as refused:
+        run(project, until="train", train__rows="new", train__replay=0, **ALWAYS)
+    assert "train.rows: all" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("revision", "said"),
+    [(None, "without a pinned commit"), ("main", "'main' is not a commit")],
+)
+def test_a_hub_model_needs_a_commit(project, revision, said):
+    chosen = {"train__base": "team/base", "train__base_revision": revision}
+    with pytest.raises(RecipeError, match=said):
+        run(project, until="train", train__continue_from_production=False, **ALWAYS, **chosen)

@@ -255,7 +255,7 @@ validate:
         ),
         ("prepare: {transforms: [dedup]}", "prepare.transforms.0.type", "dedupe"),
         ("prepare: {engine: locale}", "prepare.engine", "local"),
-        ("train: {launcher: loca}", "train.launcher", "local"),
+        ("train: {launcher: loca}", "train.launcher.type", "local"),
         ("serve: {backend: transformer}", "serve.backend", "transformers"),
     ],
 )
@@ -634,3 +634,27 @@ def test_a_relative_sqlite_file_lies_beside_the_recipe(tmp_path, monkeypatch):
     assert recipe.database("sqlite:///x.db") == f"sqlite:///{tmp_path / 'x.db'}"
     for url in ("sqlite:////tmp/x.db", "sqlite:///:memory:", "sqlite://", "postgresql://h/d"):
         assert recipe.database(url) == url
+
+
+def test_a_recipe_from_before_lora_means_what_it_did(load):
+    assert "lora" not in canonical(load())["train"]
+    with_lora = canonical(load(GOOD + "train: {base: x, lora: {rank: 4}}\n"))["train"]["lora"]
+    assert with_lora == {"rank": 4, "alpha": 32.0, "dropout": 0.0, "target_modules": None}
+
+
+@pytest.mark.parametrize(
+    "text", ["local", "{local: }", "{type: local}", "{type: 'module:Launcher', at: home}"]
+)
+def test_a_launcher_is_a_name_or_a_section_and_never_enters_a_meaning(load, text):
+    assert canonical(load(GOOD + f"train: {{launcher: {text}}}\n")) == canonical(load())
+
+
+def test_a_wrong_option_of_a_launcher_is_found(mistakes):
+    (line,) = mistakes(GOOD + "train: {launcher: {local: {workers: 2}}}\n")
+    assert ", train.launcher.workers: unknown key." in line
+
+
+@pytest.mark.parametrize("base", ["models:/tiny@production", "models:/tiny", "models:/tiny/0"])
+def test_a_registered_base_is_a_name_and_a_version(mistakes, base):
+    (line,) = mistakes(GOOD + f"train: {{base: '{base}'}}\n")
+    assert "models:/NAME/VERSION" in line

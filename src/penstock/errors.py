@@ -6,7 +6,9 @@
     |-- RecipeError               exit code 2   the recipe, a flag or an argument is wrong
     |-- MissingExtra              exit code 2   a library that an adapter needs is not installed
     |-- SourceError                             a source cannot be read
+    |   `-- SourceUnavailable     transient     it does not answer, or there is nothing in it yet
     |-- FeatureError                            a feature store cannot be asked
+    |-- EngineError                             the place where transforms run is gone or broken
     |-- ValidationFailed                        too many rows break the contract
     |-- StoreError                              the store is full, read-only or damaged
     |-- LedgerError
@@ -73,8 +75,18 @@ class SourceError(PenstockError):
     """A source cannot be read."""
 
 
+class SourceUnavailable(SourceError):
+    """A source does not answer now, is being changed, or has nothing in it yet."""
+
+    transient = True
+
+
 class FeatureError(PenstockError):
     """A feature store cannot be asked, or does not know what it is asked for."""
+
+
+class EngineError(PenstockError):
+    """The place where transforms run cannot be reached, or broke while it ran them."""
 
 
 class ValidationFailed(PenstockError):

@@ -5,6 +5,7 @@ What happens to each node is in ``walk.py``; what each stage produces, in ``stag
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -80,6 +81,7 @@ class Pipeline:
         until: str | None = None,
         start: str | None = None,
         force: Sequence[str] = (),
+        pinned: Pinned | None = None,
     ) -> Report:
         """Run the loop once.
 
@@ -87,6 +89,7 @@ class Pipeline:
             until: Stop after this stage.
             start: Take everything before this stage as the ledger has it.
             force: Stages to run again although their results exist.
+            pinned: What to take of the outside world, instead of asking every source.
 
         Raises:
             PenstockError: A stage failed; the run is recorded as failed.
@@ -98,7 +101,9 @@ class Pipeline:
         first = NAMES.index(start) if start else 0
         with _recorded_failure(self, record):
             self._sweep()
-            snapshot = _Snapshot(self).latest() if start not in (None, "ingest") else None
+            snapshot = pinned
+            if start not in (None, "ingest"):
+                snapshot = _Snapshot(self).latest()
             walk = Walk(self, snapshot or _Snapshot(self).take(record.id), record.id, force=force)
             for position, node in enumerate(NODES[: last + 1]):
                 self._step_again_if_stale(walk, node, must_hit=position < first)
@@ -141,6 +146,17 @@ class Pipeline:
                 return walk.finish(record, complete=True)
             return self.report(record.id)
 
+    def pinned(self, units: Mapping[str, Sequence[Unit]]) -> Pinned:
+        """What a run pins that takes these units."""
+        tasks_digest = evaluate.tasks_digest(self.recipe)
+        return Pinned(
+            units={name: tuple(some) for name, some in units.items()}, tasks_digest=tasks_digest
+        )
+
+    def pin_again(self, run_id: str | None) -> Pinned:
+        """Pin anew for a run that was overtaken: see ``ingest.is_overtaken``."""
+        return _Snapshot(self).take_again(run_id)
+
     def report(self, run_id: str) -> Report:
         """What a run came to, as the ledger has it.
 
@@ -176,9 +192,9 @@ class Pipeline:
         walk.step(node, must_hit)
 
     def _sweep(self) -> None:
-        keys = self.ledger.live_claims()
-
         def is_live(name: str) -> bool:
+            # Asked after the folder was found: who made it has had the claim before that.
+            keys = self.ledger.live_claims()
             stage, _, print_ = name.rpartition("-")
             return any(key.startswith(print_) or key.endswith(f"/{stage}") for key in keys)
 
@@ -193,17 +209,30 @@ class _Snapshot:
 
     def take(self, run_id: str | None = None) -> Pinned:
         """Ask every source what there is; a run asks once and remembers."""
-        ledger = self.pipeline.ledger
-        world: Any = ledger.pinned(f"{run_id}/world") if run_id else None
+        *_, world = [None, *self._worlds(run_id)] if run_id else [None]
         if world is None:
-            world = {
-                "units": self._units(),
-                "tasks": evaluate.tasks_digest(self.pipeline.recipe),
-                **self._decisions(),
-            }
-            if run_id:
-                world = ledger.pin(f"{run_id}/world", world)
+            return self.take_again(run_id)
         return _pinned(world)
+
+    def take_again(self, run_id: str | None) -> Pinned:
+        """Ask every source, whatever the run has pinned before, and remember that instead."""
+        world: Any = {
+            "units": self._units(),
+            "tasks": evaluate.tasks_digest(self.pipeline.recipe),
+            **self._decisions(),
+        }
+        if run_id:
+            number = len(list(self._worlds(run_id)))
+            world = self.pipeline.ledger.pin(_world_key(run_id, number), world)
+        return _pinned(world)
+
+    def _worlds(self, run_id: str) -> Iterator[Any]:
+        """What a run has pinned, oldest first; the last one counts."""
+        for number in itertools.count():
+            world = self.pipeline.ledger.pinned(_world_key(run_id, number))
+            if world is None:
+                return
+            yield world
 
     def latest(self) -> Pinned | None:
         """What the newest ingest saw."""
@@ -223,12 +252,16 @@ class _Snapshot:
         return {"decisions": version, "released": decisions.digest(decided)}
 
     def _units(self) -> dict[str, list[dict[str, Any]]]:
-        recipe = self.pipeline.recipe
+        recipe, store = self.pipeline.recipe, self.pipeline.store
         seen = self.pipeline.ledger.latest(recipe.name, "ingest")
         return {
-            name: [asdict(unit) for unit in ingest.snapshot(recipe, name, source, seen)]
+            name: [asdict(unit) for unit in ingest.snapshot(recipe, store, name, source, seen)]
             for name, source in ingest.sources(recipe).items()
         }
+
+
+def _world_key(run_id: str, number: int) -> str:
+    return f"{run_id}/world/{number}" if number else f"{run_id}/world"
 
 
 def _pinned(world: Mapping[str, Any]) -> Pinned:

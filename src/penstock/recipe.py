@@ -7,6 +7,7 @@ that enters fingerprints: moving a project or adding a worker retrains nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -116,6 +117,24 @@ _ShortStep = Annotated[
 ]
 
 
+class ContractFile(Section):
+    """A contract in a file of its own."""
+
+    engine: Literal["soda"] = Field(description="Whose contract it is.")
+    file: Annotated[str, Place()] = Field(
+        description="The contract, relative to the recipe; it enters by its digest."
+    )
+    python: Annotated[str | None, Place()] = Field(
+        None,
+        description="The interpreter that has the engine, relative to the recipe; null is "
+        "Penstock's own.",
+    )
+
+
+class RuleConfig(Plugin):
+    """One rule about rows."""
+
+
 class Ingest(Section):
     """When there is enough new data to run for."""
 
@@ -172,7 +191,20 @@ class Validate(Section):
         {"quality_score": RangeRule(min=0.6, max=1.0)},
         description="Column -> bounds on its number.",
     )
-    expectations: list[Expectation] = Field([], description="Further rules.")
+    expectations: list[Expectation] = Field(
+        [], description="Further rules of Great Expectations, by name."
+    )
+    rules: list[
+        Annotated[
+            RuleConfig,
+            BeforeValidator(named_step, json_schema_input_type=RuleConfig | str | _ShortStep),
+        ]
+    ] = Field(
+        [],
+        description="Rules about rows for language models, listed below. `encoding` is short for "
+        "`{type: encoding}`.",
+    )
+    contracts: list[ContractFile] = Field([], description="Contracts in files of their own.")
     max_bad_rows: float = Field(
         0.0, ge=0, lt=1, description="Share of failing rows that is tolerated (and quarantined)."
     )
@@ -245,16 +277,66 @@ class ModelShape(Section):
         return self
 
 
+# As in MLflow: models:/NAME/VERSION.
+_REGISTERED = re.compile(r"models:/([A-Za-z][A-Za-z0-9_.-]*)/([1-9][0-9]*)")
+
+
+def registered(base: str) -> tuple[str, int] | None:
+    """Name and version of a base that is a registered version, or None."""
+    found = _REGISTERED.fullmatch(base)
+    return None if found is None else (found[1], int(found[2]))
+
+
+def _pinned_version(base: str) -> str:
+    if base.startswith("models:") and registered(base) is None:
+        raise ValueError(
+            "a registered version is models:/NAME/VERSION, such as models:/support/3; "
+            "an alias may mean another version tomorrow"
+        )
+    return base
+
+
+class LauncherConfig(Plugin):
+    """Where the training loop runs."""
+
+    type: Annotated[str, AfterValidator(_known("launchers"))] = Field(
+        "local", description="Where the training loop runs. `launcher: ray` is short for it."
+    )
+
+
+class Lora(Section):
+    """Low-rank adapters, trained in place of the weights and merged into them at the end."""
+
+    rank: int = Field(16, ge=1, description="Of each update: more learns more, and costs more.")
+    alpha: float = Field(32.0, gt=0, description="Updates are scaled by `alpha` / `rank`.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="On what the adapters read.")
+    target_modules: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Linear layers that get one, by the last part of their names; null: all "
+        "but the output layer.",
+    )
+
+
 class Train(Section):
     """How a model version is made."""
 
-    launcher: Annotated[str, Place(), AfterValidator(_known("launchers"))] = Field(
-        "local", description="Where the training loop runs."
-    )
-    base: str = Field(
-        "scratch", description="'scratch', or a local folder or hub name to start from."
+    launcher: Annotated[
+        LauncherConfig,
+        Place(),
+        BeforeValidator(named_step, json_schema_input_type=LauncherConfig | str | _ShortStep),
+    ] = LauncherConfig()
+    base: Annotated[str, AfterValidator(_pinned_version)] = Field(
+        "scratch",
+        description="'scratch', or what to start from: a local folder, `models:/NAME/VERSION` "
+        "of a registered version, or a hub name.",
     )
     base_revision: str | None = Field(None, description="Commit of a hub model; required for one.")
+    lora: Annotated[Lora | None, Later()] = Field(
+        None,
+        description="Null trains all weights, and so does the first training of a model "
+        "from scratch.",
+    )
     continue_from_production: bool = Field(
         True, description="Continue from the served version when there is one."
     )
@@ -265,7 +347,9 @@ class Train(Section):
     model: ModelShape = ModelShape()
     epochs: float = Field(1.0, gt=0, description="Passes over the rows.")
     max_steps: int | None = Field(None, ge=1, description="Ends training early, or at last.")
-    batch_size: int = Field(32, ge=1, description="Rows per step and device.")
+    batch_size: int = Field(
+        32, ge=1, description="Rows per batch, over all workers: they share it."
+    )
     gradient_accumulation: int = Field(1, ge=1, description="Batches per optimizer step.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak.")
     continue_learning_rate: float | None = Field(
@@ -533,6 +617,8 @@ def json_schema() -> dict[str, Any]:
         ("sources", "SourceConfig"),
         ("features", "FeaturesConfig"),
         ("transforms", "TransformConfig"),
+        ("rules", "RuleConfig"),
+        ("launchers", "LauncherConfig"),
     ):
         properties = schema["$defs"][definition]["properties"]
         properties["type"]["examples"] = registry.names(seam)

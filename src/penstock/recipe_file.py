@@ -136,12 +136,18 @@ def _plugins(tree: Any) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, 
             yield "sources", ("sources", name), options
     if isinstance(tree.get("features"), dict):
         yield "features", ("features",), tree["features"]
-    prepare = tree.get("prepare")
-    transforms = prepare.get("transforms") if isinstance(prepare, dict) else None
-    for i, config in enumerate(transforms if isinstance(transforms, list) else ()):
-        step = named_step(config)
-        if isinstance(step, dict):
-            yield "transforms", ("prepare", "transforms", i), step
+    for section, seam in (("validate", "rules"), ("prepare", "transforms")):
+        inner = tree.get(section)
+        configs = inner.get(seam) if isinstance(inner, dict) else None
+        for i, config in enumerate(configs if isinstance(configs, list) else ()):
+            step = named_step(config)
+            if isinstance(step, dict):
+                yield seam, (section, seam, i), step
+    train = tree.get("train")
+    launcher = named_step(train.get("launcher")) if isinstance(train, dict) else None
+    # What is no registered name, the recipe's own model says.
+    if isinstance(launcher, dict) and launcher.get("type") in registry.names("launchers"):
+        yield "launchers", ("train", "launcher"), launcher
 
 
 def _plugin_mistakes(

@@ -21,12 +21,26 @@ from penstock.errors import MissingExtra, PenstockError, RecipeError
 BUILTIN: dict[str, dict[str, str]] = {
     "sources": {
         "files": "penstock.sources.files:FilesSource",
+        "kafka": "penstock.sources.kafka:KafkaSource",
+        "sql": "penstock.sources.sql:SqlSource",
     },
     "features": {
         "feast": "penstock.features.feast:FeastStore",
     },
     "contracts": {
         "great_expectations": "penstock.contracts.great_expectations:GreatExpectationsContract",
+        "rows": "penstock.contracts.rows:RowRules",
+        "soda": "penstock.contracts.soda:SodaContract",
+    },
+    "rules": {
+        "tokens": "penstock.contracts.rules:Tokens",
+        "repetition": "penstock.contracts.rules:Repetition",
+        "refusal": "penstock.contracts.rules:Refusal",
+        "encoding": "penstock.contracts.rules:Encoding",
+        "secrets": "penstock.contracts.rules:Secrets",
+        "personal_data": "penstock.contracts.rules:PersonalData",
+        "messages": "penstock.contracts.rules:Messages",
+        "preference_pair": "penstock.contracts.rules:PreferencePair",
     },
     "transforms": {
         "normalise": "penstock.transforms.clean:Normalise",
@@ -36,10 +50,13 @@ BUILTIN: dict[str, dict[str, str]] = {
         "language": "penstock.transforms.language:Language",
         "redact": "penstock.transforms.redact:Redact",
         "near_dedupe": "penstock.transforms.near_dedupe:NearDedupe",
+        "decontaminate": "penstock.transforms.decontaminate:Decontaminate",
         "split": "penstock.transforms.split:Split",
     },
     "engines": {
         "local": "penstock.engines.local:LocalEngine",
+        "ray": "penstock.engines.ray:RayEngine",
+        "spark": "penstock.engines.spark:SparkEngine",
     },
     "launchers": {
         "local": "penstock.launchers.local:LocalLauncher",

@@ -53,6 +53,11 @@ class Table:
         """The committed position of ``stream``, -1 before the first."""
         return _committed(self._handle(), stream)
 
+    def positions(self) -> Callable[[str], int]:
+        """The positions of all streams at one moment: this one."""
+        handle = self._handle()
+        return lambda stream: _committed(handle, stream)
+
     def count_rows(self) -> int:
         """How many rows the newest version holds, from the log alone."""
         handle = self._handle()

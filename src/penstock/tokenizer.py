@@ -28,10 +28,12 @@ def load_tokenizer(folder: Path | str, revision: str | None = None) -> Any:
         return transformers.AutoTokenizer.from_pretrained(
             str(folder), revision=revision or "main", trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    # A damaged file makes the tokenizers library raise Exception itself.
+    except Exception as error:
         raise RecipeError(
             f"No tokenizer can be loaded from {folder}: {error}",
-            "It needs the files that a tokenizer's save_pretrained writes.",
+            "It needs tokenizer.json and tokenizer_config.json, whole; and a hub that is "
+            "reached, for one from there.",
         ) from None
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from penstock.artifacts import Artifact, digest_of, fingerprint
 from penstock.errors import LedgerError
 from penstock.ledger import LEASE_S, Claim, ModelVersion, RunRecord, StageRecord
-from penstock.recipe import canonical
+from penstock.recipe import canonical, registered
 from penstock.stages import deploy, evaluate, gate, ingest, prepare, register, train, validate
 from penstock.stages.base import Base, Job, Pinned, Stage
 from penstock.tables import Table
@@ -206,7 +206,7 @@ class Walk:
         pipeline = self.pipeline
         model_name = pipeline.recipe.model_name
         if not pipeline.recipe.train.continue_from_production:
-            return train.named_base(pipeline.recipe)
+            return self._named_base()
         key = f"base/{model_name}/{self.prints['validate']}"
         pointer = pipeline.ledger.pointer(model_name, pipeline.recipe.deploy.alias)
         version = pipeline.ledger.pinned(key) if self.run_id is None else None
@@ -215,9 +215,18 @@ class Walk:
             if self.run_id is not None:
                 version = pipeline.ledger.pin(key, version)
         if version["version"] is None:
-            return train.named_base(pipeline.recipe)
+            return self._named_base()
         model = pipeline.ledger.model(model_name, version["version"])
         return self._registered_base(model)
+
+    def _named_base(self) -> Base | None:
+        """What the recipe names under ``train.base``."""
+        version = registered(self.pipeline.recipe.train.base)
+        if version is None:
+            return train.named_base(self.pipeline.recipe)
+        # A start like any other, and no continuation: of its rows nothing is assumed.
+        found = self._registered_base(self.pipeline.ledger.model(*version))
+        return replace(found, version=None, tables={})
 
     def _registered_base(self, model: ModelVersion) -> Base:
         trained = self.pipeline.ledger.find(model.train_fingerprint)
@@ -327,8 +336,10 @@ class Walk:
 
     def _make(self, node: Node) -> tuple[str, Artifact]:
         """Claim, look again, run, commit, record."""
-        pipeline, print_ = self.pipeline, self.prints[node.name]
+        pipeline = self.pipeline
         with self._claimed(node) as claim:
+            self._catch_up(node)
+            print_ = self.prints[node.name]
             again = None if node.name in self.force else self._intact(node)
             if again is not None:
                 return "hit", again
@@ -354,6 +365,19 @@ class Walk:
             self._prune(artifact)
             node.stage.reconcile(job)
             return "ran", artifact
+
+    def _catch_up(self, node: Node) -> None:
+        """Pin again where others have ingested more than this run has pinned.
+
+        What a fingerprint says of the sources must be what the recorded table
+        versions hold. Under the claim nobody commits to them, so it stays true.
+        """
+        pipeline = self.pipeline
+        if node.stage is ingest.STAGE and ingest.is_overtaken(
+            pipeline.recipe, pipeline.store, self.pinned
+        ):
+            self.pinned = replace(pipeline.pin_again(self.run_id), base=self.pinned.base)
+            self.resolve(node)
 
     def _prune(self, artifact: Artifact) -> None:
         registered = [model.path for model in self.pipeline.ledger.models()]

@@ -5,16 +5,30 @@ input must hold at least one row and, where the format can have them, one piece
 that is not a row.
 """
 
+import contextlib
 import gzip
 import json
 import pickle
+import sqlite3
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from penstock.sources.base import ORIGIN, RESERVED, DeadLetter, Options, Unit
+import kafka_broker
+from penstock.sources.base import (
+    OFFSET,
+    ORIGIN,
+    RESERVED,
+    ROW_KEY,
+    DeadLetter,
+    Options,
+    Unit,
+)
 from penstock.sources.files import FilesSource
+from penstock.sources.kafka import KafkaSource
+from penstock.sources.sql import SqlSource
 
 MAX_BATCH_ROWS = 20_000
 NUM_ROWS = 12_345
@@ -48,13 +62,61 @@ def files_parquet(folder):
     return FilesSource(FilesSource.Options(paths="a.parquet"), folder)
 
 
-CASES = [files_jsonl, files_jsonl_gz, files_csv, files_parquet]
+@contextlib.contextmanager
+def kafka(folder):
+    with kafka_broker.running() as broker:
+        topic = broker.topic(2)
+        broker.send(topic, [b"not json", *({"instruction": f"q{i}"} for i in range(NUM_ROWS))])
+        broker.send(topic, [{"instruction": "one more"}], partition=1)
+        options = KafkaSource.Options(topics=topic, bootstrap_servers=broker.address)
+        yield lambda: KafkaSource(options, folder)
+
+
+# A case that needs a server is a context manager around the way to build the source.
+CASES = [files_jsonl, files_jsonl_gz, files_csv, files_parquet, kafka]
+
+
+def _database(folder):
+    path = folder / "shop.db"
+    if not path.exists():
+        with sqlite3.connect(path) as database:
+            database.execute("CREATE TABLE rows (id INTEGER PRIMARY KEY, n INTEGER, at TIMESTAMP)")
+            database.executemany(
+                "INSERT INTO rows VALUES (?, ?, '2026-03-01 12:00:00')",
+                [(i, "odd" if i == 7 else i) for i in range(NUM_ROWS)],
+            )
+        database.close()
+    return f"sqlite:///{path}"
+
+
+def sql_cursor(folder):
+    options = {"url": _database(folder), "table": "rows", "cursor": "at"}
+    return SqlSource(SqlSource.Options(**options), folder)
+
+
+def sql_query_without_key(folder):
+    options = {"url": _database(folder), "query": "SELECT n, at FROM rows", "cursor": "at"}
+    return SqlSource(SqlSource.Options(**options), folder)
+
+
+def sql_whole(folder):
+    return SqlSource(SqlSource.Options(url=_database(folder), table="rows"), folder)
+
+
+CASES = [
+    *(files_jsonl, files_jsonl_gz, files_csv, files_parquet),
+    *(sql_cursor, sql_query_without_key, sql_whole),
+]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.__name__)
 def make(request, tmp_path):
     """Builds the source anew, as another process would."""
-    return lambda: request.param(tmp_path)
+    if request.param is kafka:
+        with request.param(tmp_path) as build:
+            yield build
+    else:
+        yield lambda: request.param(tmp_path)
 
 
 def batches_of(source, unit):
@@ -116,7 +178,32 @@ def test_a_batch_holds_no_reserved_column_but_the_origin(make):
     source = make()
     for unit in source.snapshot():
         for batch in batches_of(source, unit):
-            assert set(batch.schema.names) & set(RESERVED) == {ORIGIN}
+            # Rows of a stream that grows say where they stand on it.
+            assert (set(batch.schema.names) & set(RESERVED)) - {OFFSET} == {ORIGIN}
+            ours = set(batch.schema.names) & set(RESERVED)
+            assert ORIGIN in ours
+            assert ours <= {ORIGIN, OFFSET, ROW_KEY}
+
+
+def test_rows_that_say_where_they_stand_stand_within_the_unit_and_are_told_apart(make):
+    source = make()
+    for unit in source.snapshot():
+        names = []
+        for batch in batches_of(source, unit):
+            if OFFSET not in batch.schema.names:
+                continue
+            offsets = batch[OFFSET].to_pylist()
+            assert all(unit.after < offset <= unit.position for offset in offsets)
+            names += batch[ROW_KEY if ROW_KEY in batch.schema.names else OFFSET].to_pylist()
+        assert len(set(names)) == len(names)
+
+
+def test_what_is_committed_of_a_stream_that_grows_is_not_read_again(make):
+    source = make()
+    for unit in source.snapshot():
+        pieces = list(source.read(replace(unit, after=unit.position)))
+        if any(OFFSET in batch.schema.names for batch in batches_of(source, unit)):
+            assert pieces == []
 
 
 def test_letters_give_a_reason_and_a_short_excerpt(make):

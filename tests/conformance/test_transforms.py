@@ -22,6 +22,7 @@ from penstock.transforms.base import (
     RowTransform,
 )
 from penstock.transforms.clean import Normalise
+from penstock.transforms.decontaminate import Decontaminate, Item
 from penstock.transforms.dedupe import ExactDedupe
 from penstock.transforms.filter import Filter
 from penstock.transforms.language import Language
@@ -52,6 +53,7 @@ CASES = [
     Redact(Redact.Options(kinds=("email", "phone"), remove=("email",))),
     NearDedupe(NearDedupe.Options(threshold=0.5, ngram=1)),
     NearDedupe(NearDedupe.Options(threshold=0.5, ngram=1, keep="all")),
+    Decontaminate(Decontaminate.Options(ngram=2, shortest=1), [Item("t item 0", ("a b", "b"))]),
     Split(Split.Options(validation=0.5)),
     Split(Split.Options(validation=0.5, by=("instruction",))),
 ]

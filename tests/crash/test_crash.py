@@ -42,7 +42,7 @@ def test_a_loop_killed_again_while_it_recovers_is_finished_by_the_next(loops, st
 
 def test_a_training_continues_from_its_last_complete_checkpoint(loops):
     marks = {p.path.split("/")[2]: p for p in loops.stage_points("first", "train")
-             if p.path.endswith("penstock-complete") and p.call == "openat"}  # fmt: skip
+             if p.path.endswith("manifest.json") and p.call == "openat"}  # fmt: skip
     results = loops.crash("first", "train", [marks["checkpoint-4"], marks["checkpoint-6"]])
     assert not problems(results)
     made = [

@@ -201,7 +201,7 @@ def _wait_until(condition, process, timeout_s=200):
 def test_ctrl_c_during_training_ends_with_130_and_the_next_run_continues(project):
     training = project / "store" / "checkpoints"
     first = start(project, "run", "--set", "train.max_steps=3000", "--set", "train.epochs=600")
-    _wait_until(lambda: list(training.glob("*/checkpoint-*/penstock-complete")), first)
+    _wait_until(lambda: list(training.glob("*/checkpoint-*/manifest.json")), first)
     first.send_signal(signal.SIGINT)
     code, said = ended(first)
     assert code == 130, said
@@ -218,7 +218,7 @@ def test_ctrl_c_during_training_ends_with_130_and_the_next_run_continues(project
     _wait_until(
         lambda: any(
             int(p.parent.name.partition("-")[2]) > steps[-1]
-            for p in training.glob("*/checkpoint-*/penstock-complete")
+            for p in training.glob("*/checkpoint-*/manifest.json")
         ),
         second,
     )

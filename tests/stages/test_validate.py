@@ -5,7 +5,7 @@ import pytest
 
 from penstock.errors import RecipeError, SourceError, ValidationFailed
 from penstock.pipeline import open_pipeline
-from penstock.stages.validate import QUARANTINE, rules, valid_tables
+from penstock.stages.validate import QUARANTINE, expectations, valid_tables
 from penstock.tables import Table
 
 # Importing Great Expectations takes seconds.
@@ -92,7 +92,7 @@ def project(tmp_path):
 
 def test_the_short_forms_and_the_named_expectations_are_one_list_of_rules(project):
     project.set(expectations="[{name: expect_x, kwargs: {column: y}}]")
-    found = [str(rule) for rule in rules(project.open().recipe.validate_)]
+    found = [str(rule) for rule in expectations(project.open().recipe.validate_)]
     assert found == [
         "expect_column_values_to_not_be_null(column='instruction')",
         "expect_column_value_lengths_to_be_between("
@@ -456,3 +456,50 @@ def test_the_page_about_the_data_opens_without_the_network(project):
     assert "expect" in page.lower()
     loaded = re.findall(r"""<(?:script|link|img|iframe)[^>]*https?://[^>]*>""", page, re.I)
     assert loaded == []
+
+
+RULES = RECIPE.replace("  expectations: EXPECTATIONS\n", "  rules: EXPECTATIONS\n")
+
+
+@slow
+def test_rules_about_rows_hold_rows_back_beside_the_expectations(project):
+    rules = "[{type: encoding, columns: [instruction]}]"
+    project.set(text=RULES, expectations=rules, max_bad_rows=0.9)
+    project.jsonl("a.jsonl", good(1), good(2, instruction="a\ufffdb"), good(3, score=7))
+    _, summary = project.validate()
+    assert summary["rows"] == {"in": 3, "quarantined": 2, "out": 1}
+    assert {row["rule"].partition("(")[0] for row in project.quarantine()} == {
+        "encoding",
+        "expect_column_values_to_be_between",
+    }
+
+
+def test_a_contract_of_rules_alone_needs_no_great_expectations(project):
+    text = RULES.replace("not_null: [instruction]", "not_null: []")
+    text = text.replace("{instruction: {min: 3, max: 20}}", "{}")
+    text = text.replace("{score: {min: 0, max: 1}}", "{}")
+    project.set(text=text, expectations="[{refusal: {columns: [instruction]}}]")
+    project.jsonl("a.jsonl", good(1), good(2, instruction="I'm sorry, but I can't."))
+    with pytest.raises(ValidationFailed, match=r"1 of 2 new rows fail") as error:
+        project.validate()
+    assert "refusal(columns=['instruction']): 1 rows, such as" in error.value.message
+    page = re.search(r"See (\S+row_rules\.html)", error.value.hint)
+    assert page is not None
+    assert "refusal" in open(page[1]).read()  # noqa: SIM115
+
+
+def test_a_recipe_without_rules_keeps_its_tables_and_another_rule_makes_new_ones(project):
+    before = valid_tables(project.open().recipe)
+    project.set(text=RULES, expectations="[]")
+    assert valid_tables(project.open().recipe) == before
+    project.set(text=RULES, expectations="[encoding]")
+    assert valid_tables(project.open().recipe) != before
+
+
+def test_a_mistake_in_a_rule_is_reported_with_its_place(project):
+    project.set(text=RULES, expectations="[encodign, {messages: {colum: x}}]")
+    with pytest.raises(RecipeError) as error:
+        project.open()
+    assert "validate.rules.0.type" in error.value.message
+    assert "encoding" in error.value.message
+    assert "validate.rules.1.colum" in error.value.message

@@ -1,4 +1,4 @@
-"""Rows: what ingest could not take, and what validation held back."""
+"""Rows: bringing them in, what could not be taken, and what validation held back."""
 
 from __future__ import annotations
 
@@ -74,6 +74,37 @@ def dead_letters(
     else:
         rows = [(one.source, one.reason, f"{one.num_letters:,}", one.example) for one in reasons]
         printing.table(("source", "reason", "letters", "such as"), rows)
+
+
+@app.command("ingest")
+def ingest_command(
+    recipe: RecipePath = DEFAULT,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on until a signal comes, as a service.")
+    ] = False,
+    every_rows: Annotated[
+        int, typer.Option(min=1, help="Following: commit when so many rows wait.")
+    ] = 100_000,
+    every_s: Annotated[
+        float, typer.Option(min=0.1, help="Following: commit after so many seconds.")
+    ] = 10.0,
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Following: lag for Prometheus, on 127.0.0.1.")
+    ] = 9091,
+    set_: Set = None,
+    json_: Json = False,
+) -> None:
+    """Ingest what the sources have now; with --follow, what arrives as well."""
+    from penstock import printing
+
+    pipeline = open_recipe(recipe, set_, quiet=json_)
+    if follow:
+        from penstock.follow import follow as follow_sources
+
+        follow_sources(pipeline, every_rows, every_s, metrics_port)
+        return
+    report = pipeline.run(until="ingest")
+    printing.as_json(report) if json_ else printing.report_table(report)
 
 
 @quarantine_app.command("list")

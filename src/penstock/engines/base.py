@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -75,12 +75,15 @@ class Mapped:
 class Engine(Protocol):
     """A place where transforms run.
 
-    Built as ``Class(scratch)``: a folder for what does not fit in memory, which
-    the caller deletes. Results depend on rows and transform alone, not on how
+    Built as ``Class(scratch, **options)``: a folder for what does not fit in memory,
+    which the caller deletes, and the fields of ``Options``, all of them places: the
+    same rows come out whatever they are. The caller closes it. Results depend on rows and transform alone, not on how
     the rows are cut into batches.
     """
 
-    def __init__(self, scratch: Path) -> None: ...
+    Options: ClassVar[AnyOptions]
+
+    def __init__(self, scratch: Path, **options: Any) -> None: ...
 
     def map_batches(self, rows: Rows, transform: RowTransform) -> Mapped:
         """Call ``transform`` on all rows, some at a time, after ``open()`` per worker."""
@@ -88,6 +91,10 @@ class Engine(Protocol):
 
     def map_groups(self, rows: Rows, transform: KeyedTransform) -> Mapped:
         """Call ``transform.keep`` on all rows, all of one key together."""
+        ...
+
+    def close(self) -> None:
+        """Stop what was started for it; results that were stored can still be read."""
         ...
 
 

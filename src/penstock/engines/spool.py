@@ -51,7 +51,7 @@ class Spool:
         self.num_rows += table.num_rows
         self.num_bytes += table.nbytes
         with store_errors(self._path):
-            for piece in _pieces(table, batch_bytes):
+            for piece in cut(table, batch_bytes):
                 self._writer.write_table(piece)
 
     def batches(self) -> Iterator[pa.Table]:
@@ -70,7 +70,7 @@ def recut(tables: Iterable[pa.Table], batch_bytes: int = BATCH_BYTES) -> Iterato
     waiting: list[pa.Table] = []
     num_bytes = 0
     for table in tables:
-        for piece in _pieces(table, batch_bytes):
+        for piece in cut(table, batch_bytes):
             waiting.append(piece)
             num_bytes += piece.nbytes
             if num_bytes >= batch_bytes:
@@ -80,7 +80,8 @@ def recut(tables: Iterable[pa.Table], batch_bytes: int = BATCH_BYTES) -> Iterato
         yield pa.concat_tables(waiting).combine_chunks()
 
 
-def _pieces(table: pa.Table, batch_bytes: int) -> Iterator[pa.Table]:
+def cut(table: pa.Table, batch_bytes: int) -> Iterator[pa.Table]:
+    """The rows in tables of about ``batch_bytes``; none for no rows."""
     num_pieces = -(-table.nbytes // batch_bytes)
     num_rows = max(1, -(-table.num_rows // max(1, num_pieces)))
     for start in range(0, table.num_rows, num_rows):

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
+
+from penstock.recipe import Section
 
 Report = Callable[[int, int, dict[str, float]], None]
 
@@ -32,6 +34,8 @@ class Training:
         checkpoints: Folder that outlives the process; resumed from when it holds any.
         checkpoint_every_steps: How often to write one.
         output: Folder for the finished model.
+        num_workers: How many processes share each batch; set by the launcher.
+        deepspeed: DeepSpeed's configuration when it is the one to train; set by the launcher.
     """
 
     examples: Path
@@ -45,6 +49,8 @@ class Training:
     checkpoints: Path
     checkpoint_every_steps: int
     output: Path
+    num_workers: int = 1
+    deepspeed: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Trained:
     Attributes:
         num_steps: Optimizer steps, those before a resume included.
         num_parameters: Of the model.
+        num_trained_parameters: Of those that were trained: all of them, or LoRA's.
         train_loss: At the last logged step, nats per token.
         validation_loss: Nats per token, None without a validation split.
         history: Logged values, oldest first: step -> name -> value.
@@ -62,6 +69,7 @@ class Trained:
 
     num_steps: int
     num_parameters: int
+    num_trained_parameters: int
     train_loss: float
     validation_loss: float | None
     history: list[dict[str, float]]
@@ -69,7 +77,16 @@ class Trained:
 
 
 class Launcher(Protocol):
-    """Runs one training."""
+    """Runs one training.
+
+    Made with the checked options: ``launcher: {type: NAME, ...}`` in the recipe.
+    All of them say where, and none enters a fingerprint: what comes out must not
+    depend on them.
+    """
+
+    Options: ClassVar[type[Section]]
+
+    def __init__(self, options: Any) -> None: ...
 
     def run(self, training: Training, report: Report) -> Trained:
         """Train to the end.

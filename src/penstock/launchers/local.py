@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from penstock.launchers.base import Report, Trained, Training
+from penstock.recipe import Section
+
+
+class LocalOptions(Section):
+    """The local launcher has nothing to choose."""
 
 
 class LocalLauncher:
-    """Runs the loop where it is called."""
+    """The training loop, in the process that runs the stage."""
+
+    Options: ClassVar[type[Section]] = LocalOptions
+
+    def __init__(self, options: LocalOptions) -> None:
+        del options
 
     def run(self, training: Training, report: Report) -> Trained:
         """Train to the end; see ``Launcher``."""

@@ -1,4 +1,4 @@
-"""What the gateway tells Prometheus.
+"""What the gateway, and a follower of sources, tell Prometheus.
 
 Each gateway has its own registry, so two in one process do not collide. Label
 values come from the configuration and a fixed list of endpoints, never from a
@@ -146,6 +146,55 @@ class ServingMetrics:
         self.epoch.labels(served.model).set(served.epoch)
 
 
+class IngestMetrics:
+    """What `penstock ingest --follow` tells."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        self.lag = Gauge(
+            "penstock_ingest_lag",
+            "Offsets of a stream that grows, such as a Kafka partition, not ingested yet.",
+            ["source", "stream"],
+            registry=self.registry,
+        )
+        self.waiting = Gauge(
+            "penstock_ingest_waiting_units",
+            "Files and other units of a source that are not ingested yet.",
+            ["source"],
+            registry=self.registry,
+        )
+        self.rows = Gauge(
+            "penstock_ingest_rows",
+            "Rows in a source's raw table.",
+            ["source"],
+            registry=self.registry,
+        )
+        self.dead_letters = Gauge(
+            "penstock_ingest_dead_letters",
+            "Dead letters of all sources.",
+            registry=self.registry,
+        )
+        self.commits = Counter(
+            "penstock_ingest_commits",
+            "Parts of a stream, or whole units, that were committed.",
+            ["source"],
+            registry=self.registry,
+        )
+        self.failures = Counter(
+            "penstock_ingest_failures",
+            "Times a source could not be asked or read.",
+            ["source"],
+            registry=self.registry,
+        )
+        self.committed_at = Gauge(
+            "penstock_ingest_last_commit_timestamp_seconds",
+            "When something of a source was last committed.",
+            ["source"],
+            registry=self.registry,
+        )
+
+
 class MetricsServer:
     """Answers ``GET /metrics`` for Prometheus, in a thread of its own.
 
@@ -153,18 +202,25 @@ class MetricsServer:
         metrics: What to show.
         host: Where to listen.
         port: 0 picks a free one.
+        setting: Where a user chooses the port.
 
     Raises:
         PenstockError: The port is taken.
     """
 
-    def __init__(self, metrics: ServingMetrics, host: str, port: int) -> None:
+    def __init__(
+        self,
+        metrics: ServingMetrics | IngestMetrics,
+        host: str,
+        port: int,
+        setting: str = "serve.metrics_port",
+    ) -> None:
         try:
             self._server, self._thread = start_http_server(port, host, metrics.registry)
         except OSError as error:
             raise PenstockError(
                 f"Metrics cannot listen on {host}:{port}: {error.strerror}.",
-                "Stop what listens there, set serve.metrics_port to another port, or to null.",
+                f"Stop what listens there, or set {setting} to another port.",
             ) from error
         self.url = f"http://{host}:{self._server.server_port}/metrics"
 

@@ -28,6 +28,7 @@ __all__ = [
     "OFFSET",
     "ORIGIN",
     "RESERVED",
+    "ROW_KEY",
     "DeadLetter",
     "Options",
     "Piece",
@@ -46,6 +47,10 @@ ORIGIN = "_origin"
 # so a row can only be known by its own place. Left out, rows are counted within the unit.
 OFFSET = "_offset"
 
+# What a row is called on its stream (string), where several rows stand at one `_offset`: no two
+# rows of a stream have the same, and reading a row again gives it again.
+ROW_KEY = "_row_key"
+
 # Columns that Penstock adds, for good (the first five) or for a while.
 RESERVED = (
     "_row_id",
@@ -54,6 +59,7 @@ RESERVED = (
     "_version",
     "_row",
     OFFSET,
+    ROW_KEY,
     "_key",
     "_ordinal",
     "_cluster",
@@ -85,6 +91,8 @@ class Unit:
         after: The stream's position that is committed already, filled in before
             the unit is read: rows at or below it are not wanted again. A source
             whose streams have one unit each need not look at it.
+        divisible: Any position between ``after`` and ``position`` is as good an end as
+            ``position``, so that a long unit may be committed in parts.
     """
 
     stream: str
@@ -92,6 +100,7 @@ class Unit:
     label: str
     size_bytes: int | None = None
     after: int = -1
+    divisible: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,8 +154,9 @@ class Source(Protocol):
 
         Yields:
             Batches of about 10,000 rows with the source's own columns,
-            ``_origin`` (string) and, where a stream grows, ``_offset`` (int64);
-            and a ``DeadLetter`` for each piece of input that is not a row.
+            ``_origin`` (string) and, where a stream grows, ``_offset`` (int64),
+            with ``_row_key`` (string) if rows share one; and a ``DeadLetter``
+            for each piece of input that is not a row.
 
         Raises:
             SourceError: The unit is gone or is no longer what was pinned. It may

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from penstock.errors import SourceError
-from penstock.sources.base import ORIGIN, DeadLetter, refuse_reserved
+from penstock.sources.base import OFFSET, ORIGIN, DeadLetter, refuse_reserved
 from penstock.sources.shapes import MAX_FIELDS, SCALARS, WORDS, Misfit, Shape, TooManyKeys
 
 EXCERPT_CHARACTERS = 200
@@ -32,21 +32,26 @@ class ColumnTypes:
     Args:
         label: The unit's, for messages and origins.
         kinds: Of the columns whose type is settled beforehand: bool, int, float or str.
+        on_stream: A row's place is its offset on a stream: batches and letters carry it.
     """
 
-    def __init__(self, label: str, kinds: Mapping[str, type] | None = None) -> None:
+    def __init__(
+        self, label: str, kinds: Mapping[str, type] | None = None, on_stream: bool = False
+    ) -> None:
         self._label = label
+        self._on_stream = on_stream
         self._shapes = {name: Shape(kind) for name, kind in (kinds or {}).items()}
         self._names: dict[str, None] = {}
 
     def batch(
-        self, rows: Sequence[dict[str, Any]], places: Sequence[int]
+        self, rows: Sequence[dict[str, Any]], places: Sequence[int | str]
     ) -> tuple[pa.RecordBatch | None, list[DeadLetter]]:
         """Turn rows into one batch.
 
         Args:
             rows: JSON objects.
-            places: Each row's line, counted from 1; shape (len(rows),).
+            places: Each row's line, counted from 1, its offset, or what else says where
+                in the unit it stands; shape (len(rows),).
 
         Returns:
             The batch, None when no row fits, and a letter for each that does not.
@@ -115,15 +120,21 @@ class ColumnTypes:
         return faults
 
     def _assemble(
-        self, arrays: Mapping[str, pa.Array | None], places: Iterable[int]
+        self, arrays: Mapping[str, pa.Array | None], places: Sequence[int | str]
     ) -> pa.RecordBatch:
         columns = {name: array for name, array in arrays.items() if array is not None}
-        origins = [f"{self._label}:{place}" for place in places]
-        return pa.RecordBatch.from_pydict(columns | {ORIGIN: pa.array(origins, pa.string())})
+        columns[ORIGIN] = pa.array([self._origin(place) for place in places], pa.string())
+        if self._on_stream:
+            columns[OFFSET] = pa.array(places, pa.int64())
+        return pa.RecordBatch.from_pydict(columns)
 
-    def _letter(self, row: dict[str, Any], place: int, reason: str) -> DeadLetter:
-        text = json.dumps(row, ensure_ascii=False)
-        return DeadLetter(f"{self._label}:{place}", printable(reason), printable(text))
+    def _letter(self, row: dict[str, Any], place: int | str, reason: str) -> DeadLetter:
+        text = json.dumps(row, ensure_ascii=False, default=str)
+        offset = place if self._on_stream and isinstance(place, int) else None
+        return DeadLetter(self._origin(place), printable(reason), printable(text), offset)
+
+    def _origin(self, place: int | str) -> str:
+        return f"{self._label}{'@' if self._on_stream else ':'}{place}"
 
 
 def printable(text: str) -> str:

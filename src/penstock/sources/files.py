@@ -18,7 +18,7 @@ from typing import Annotated, BinaryIO, ClassVar, Literal, cast
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from penstock.errors import SourceError
+from penstock.errors import SourceError, SourceUnavailable
 from penstock.sources.base import AnyOptions, DeadLetter, Options, Piece, Place, Unit
 from penstock.sources.formats import csv_kinds, read_csv, read_jsonl, read_parquet
 from penstock.sources.lines import DigestingFile, as_utf8, compression, plain_chunks
@@ -94,7 +94,7 @@ class FilesSource:
             unit = self._pin(label, path)
             units.setdefault(unit.stream, unit)
         if not units:
-            raise SourceError(
+            raise SourceUnavailable(
                 f"There is nothing in {', '.join(sorted(paths))}: 0 bytes.",
                 "Check what writes these files.",
             )
@@ -102,7 +102,7 @@ class FilesSource:
 
     def read(self, unit: Unit) -> Iterator[Piece]:
         """Yield a file's rows, and check at the end that it was the pinned file."""
-        changed = SourceError(
+        changed = SourceUnavailable(
             f"{unit.label} has changed since it was pinned.",
             "Run again to pin it as it is now; do not write to it meanwhile.",
         )
@@ -204,7 +204,7 @@ def _no_match(pattern: str, literal: Path, is_glob: bool) -> SourceError:
     while not parent.is_dir():
         parent = parent.parent
     here = ", ".join(sorted(os.listdir(parent))[:8]) or "nothing"
-    return SourceError(f"No file matches {pattern!r}; {parent} holds {here}.", _WHERE)
+    return SourceUnavailable(f"No file matches {pattern!r}; {parent} holds {here}.", _WHERE)
 
 
 def _stream(digest: str) -> str:

@@ -59,9 +59,9 @@ def read_jsonl(chunks: Iterable[bytes], label: str, kinds: Mapping[str, type]) -
         if not line or line.isspace():
             continue
         try:
-            row = _parse_json(line)
+            row = parse_object(line)
         except ValueError as error:
-            yield DeadLetter(f"{label}:{place}", str(error), _excerpt(line))
+            yield DeadLetter(f"{label}:{place}", str(error), excerpt(line))
             continue
         rows.append(row)
         places.append(place)
@@ -86,8 +86,8 @@ def _finite(token: str) -> float:
 _decode = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode
 
 
-def _parse_json(line: bytes) -> dict[str, Any]:
-    """Parse one line.
+def parse_object(line: bytes) -> dict[str, Any]:
+    """Parse one line, or one message.
 
     Raises:
         ValueError: In words for a person, why it is not a row.
@@ -107,7 +107,8 @@ def _parse_json(line: bytes) -> dict[str, Any]:
     return value
 
 
-def _excerpt(line: bytes) -> str:
+def excerpt(line: bytes) -> str:
+    """The first characters of a line, whatever it is."""
     # A character has at most four bytes.
     return line[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace")[:EXCERPT_CHARACTERS]
 

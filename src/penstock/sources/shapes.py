@@ -7,6 +7,7 @@ of an empty list, and forgets what it has seen when the next batch comes.
 from __future__ import annotations
 
 import json
+from datetime import date, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,11 @@ MAX_FIELDS = 1_000
 WORDS: dict[type, str] = {bool: "boolean", int: "number", float: "number", str: "string"}
 WORDS |= {list: "list", dict: "object"}
 SCALARS = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+
+# What a database knows beside JSON's kinds. A time must know its zone.
+WORDS |= {datetime: "time", date: "date", bytes: "bytes"}
+SCALARS |= {datetime: pa.timestamp("us", "UTC"), date: pa.date32(), bytes: pa.binary()}
+
 _NULL = type(None)
 
 
@@ -105,5 +111,5 @@ class Shape:
 
 def show(value: Any) -> str:
     """A value in a message: its kind and its first characters."""
-    shown = repr(value) if isinstance(value, str) else json.dumps(value)
+    shown = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
     return f"{WORDS[type(value)]} {shown[:60]}"

@@ -27,6 +27,7 @@ from penstock.stages.base import Advance, Job, Pinned, Stage
 from penstock.stages.prepare import EXAMPLES, SPLIT, TOKENIZER, text_columns
 from penstock.stages.train import MODEL, check_model
 from penstock.tokenizer import load_tokenizer
+from penstock.transforms.decontaminate import Item
 from penstock.transforms.templates import render
 
 # lm-eval's own file names end in the time; an artifact's must not.
@@ -50,6 +51,18 @@ def tasks_digest(recipe: Recipe) -> str:
         return ""
     files = sorted(path for path in folder.rglob("*") if _is_task_file(path))
     return digest_of({str(path.relative_to(folder)): file_digest(path) for path in files})
+
+
+def check_tasks(job: Job) -> None:
+    """Check that the tasks are those that the run has pinned.
+
+    Raises:
+        EvaluationError: They have changed.
+    """
+    if tasks_digest(job.recipe) != job.pinned.tasks_digest:
+        raise EvaluationError(
+            "The evaluation tasks have changed since this run began.", "Start another run."
+        )
 
 
 def _is_task_file(path: Path) -> bool:
@@ -78,10 +91,7 @@ def uses_examples(recipe: Recipe) -> bool:
 
 
 def _run(job: Job) -> dict[str, Any]:
-    if tasks_digest(job.recipe) != job.pinned.tasks_digest:
-        raise EvaluationError(
-            "The evaluation tasks have changed since this run began.", "Start another run."
-        )
+    check_tasks(job)
     model = check_model(job.input_folder("train") / MODEL)
     tasks = job.recipe.evaluate.tasks
     specs = [_held_out(job) if task == HELD_OUT else task for task in tasks]
@@ -179,10 +189,7 @@ def _evaluate(
         MissingExtra: lm_eval is not installed.
         EvaluationError: A task does not exist, or cannot be loaded here.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    lm_eval = require("lm_eval", "evaluate")
-    for name in ("lm_eval", "lm-eval", "datasets", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    lm_eval = _quiet_lm_eval()
     manager = _task_manager(recipe, [task for task in tasks if isinstance(task, str)])
     try:
         with _progress_of_lm_eval(advance):
@@ -209,6 +216,19 @@ def _evaluate(
             "A task from the hub needs the network; one of your own, its files in task_dir.",
         ) from error
     return dict(results)
+
+
+def _quiet_lm_eval() -> Any:
+    """lm-eval, which then says nothing but errors.
+
+    Raises:
+        MissingExtra: It is not installed.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    lm_eval = require("lm_eval", "evaluate")
+    for name in ("lm_eval", "lm-eval", "datasets", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return lm_eval
 
 
 def _task_manager(recipe: Recipe, tasks: list[str]) -> Any:
@@ -313,3 +333,40 @@ def _metrics(results: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True, default=str), encoding="utf-8")
+
+
+def evaluation_items(recipe: Recipe) -> Iterator[Item]:
+    """Every item of the recipe's tasks but ``held_out``, which is made of rows itself.
+
+    Raises:
+        MissingExtra: lm_eval is not installed.
+        EvaluationError: A task does not exist, or its items cannot be had here.
+    """
+    names = [task for task in recipe.evaluate.tasks if task != HELD_OUT]
+    if not names:
+        return
+    _quiet_lm_eval()
+    manager = _task_manager(recipe, names)
+    try:
+        tasks = manager.load(names)["tasks"]
+        for name, task in sorted(tasks.items()):
+            for number, doc in enumerate(task.eval_docs):
+                yield Item(f"{name} item {number}", tuple(_texts_in(doc)))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise EvaluationError(
+            f"decontaminate: the items of {', '.join(names)} cannot be had: "
+            f"{type(error).__name__}: {error}",
+            "A task from the hub needs the network; one of your own, its files in task_dir.",
+        ) from error
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Every text in an item, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _texts_in(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts_in(part)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from penstock.errors import SourceError
-from penstock.sources.base import OFFSET, ORIGIN, DeadLetter
+from penstock.sources.base import OFFSET, ORIGIN, ROW_KEY, DeadLetter
 from penstock.tables import ROW, VERSION
 from penstock.transforms.base import ROW_ID, SOURCE
 
@@ -128,7 +128,7 @@ def _together(schemas: Iterable[pa.Schema]) -> dict[str, pa.DataType]:
     types: dict[str, pa.DataType] = {}
     for schema in schemas:
         for field in schema:
-            if field.name != OFFSET and not pa.types.is_null(field.type):
+            if field.name not in (OFFSET, ROW_KEY) and not pa.types.is_null(field.type):
                 known = types.get(field.name, field.type)
                 types[field.name] = _promoted(known, field.type) or known
     return types

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -20,9 +20,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from penstock.artifacts import Artifact, digest_of, store_errors
+from penstock.artifacts import Artifact, Store, digest_of, store_errors
+from penstock.errors import SourceError
 from penstock.recipe import Recipe, canonical
-from penstock.sources.base import OFFSET, ORIGIN, RESERVED, DeadLetter, Source, Unit
+from penstock.sources.base import OFFSET, ORIGIN, RESERVED, ROW_KEY, DeadLetter, Source, Unit
 from penstock.stages.base import Job, Pinned, Stage
 from penstock.stages.evolution import fitting, merged, misfits
 from penstock.tables import ROW, VERSION, Position, Table, numbered
@@ -30,6 +31,8 @@ from penstock.transforms.base import ROW_ID, SOURCE
 
 DEAD_LETTERS = "dead_letters"
 _LETTERS_PER_BATCH = 10_000
+# A long unit that may be committed in parts is, so that a kill costs one of them at most.
+PART = 1_000_000
 _DEAD_SCHEMA = pa.schema(
     [
         (SOURCE, pa.string()),
@@ -76,16 +79,73 @@ def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
     }
 
 
-def snapshot(recipe: Recipe, name: str, source: Source, seen: Artifact | None) -> list[Unit]:
+def snapshot(
+    recipe: Recipe, store: Store, name: str, source: Source, seen: Artifact | None
+) -> list[Unit]:
     """What a source has now, and what was ingested from it before.
 
     Rows outlive the file they came from, so a file that is gone changes nothing.
+
+    Raises:
+        SourceError: The source cannot be asked, or has less than was ingested of it.
     """
-    units: dict[str, Unit] = {}
-    if seen is not None and seen.settings["tables"].get(name) == raw_tables(recipe)[name]:
-        units = {unit["stream"]: Unit(**unit) for unit in seen.summary["units"][name]}
-    units |= {unit.stream: unit for unit in source.snapshot()}
+    reached = _reached(recipe, store, name)
+    found = source.snapshot()
+    for unit in found:
+        # Before the source was asked: since then, others may have ingested what is newer.
+        if unit.divisible and reached(unit.stream) > unit.position:
+            raise SourceError(
+                f"{unit.label} ends at {unit.position}, but was ingested up to "
+                f"{reached(unit.stream)}: it was cut, or made anew under the same name.",
+                "To read it from its start, give it to a source of another name.",
+            )
+    units = {unit.stream: unit for unit in held(recipe, store, name, seen)}
+    reached = _reached(recipe, store, name)
+    units |= {one.stream: _at_least(one, reached(one.stream)) for one in found}
     return list(units.values())
+
+
+def held(recipe: Recipe, store: Store, name: str, seen: Artifact | None) -> list[Unit]:
+    """The streams of a source that the newest result knows, as far as they were ingested."""
+    if seen is None or seen.settings["tables"].get(name) != raw_tables(recipe)[name]:
+        return []
+    reached = _reached(recipe, store, name)
+    known = (Unit(**unit) for unit in seen.summary["units"][name])
+    return [_at_least(unit, reached(unit.stream)) for unit in known]
+
+
+def is_overtaken(recipe: Recipe, store: Store, pinned: Pinned) -> bool:
+    """Whether more is ingested of a stream than was pinned of it.
+
+    A follower (see follow.py) commits while runs come and go. The tables then hold
+    rows that the run's fingerprint does not speak of, so the run has to pin again.
+    """
+    for name, units in pinned.units.items():
+        reached = _reached(recipe, store, name)
+        if any(reached(unit.stream) > unit.position for unit in units):
+            return True
+    return False
+
+
+def _at_least(unit: Unit, position: int) -> Unit:
+    return replace(unit, position=max(unit.position, position))
+
+
+def _reached(recipe: Recipe, store: Store, name: str) -> Callable[[str], int]:
+    """How far rows or dead letters of a source's streams are committed at this moment."""
+    raw, dead = tables_of(recipe, store, name)
+    rows, letters = raw.positions(), dead.positions()
+    return lambda stream: max(rows(stream), letters(_dead_stream(raw, stream)))
+
+
+def tables_of(recipe: Recipe, store: Store, name: str) -> tuple[Table, Table]:
+    """A source's raw table, and that of all dead letters."""
+    raw = store.table(recipe.name, raw_tables(recipe)[name])
+    return Table(raw), Table(store.table(recipe.name, DEAD_LETTERS))
+
+
+def _dead_stream(raw: Table, stream: str) -> str:
+    return f"{raw.path.name}/{stream}"
 
 
 def _run(job: Job) -> dict[str, Any]:
@@ -94,9 +154,9 @@ def _run(job: Job) -> dict[str, Any]:
     dead = Table(job.store.table(job.recipe.name, DEAD_LETTERS))
     dead.sweep()
     for name, source in sources(job.recipe).items():
-        table = Table(job.store.table(job.recipe.name, raw_tables(job.recipe)[name]))
+        table, _ = tables_of(job.recipe, job.store, name)
         table.sweep()
-        ingester = _Ingester(name, source, table, dead, job.folder / "spool")
+        ingester = Ingester(name, source, table, dead, job.folder / "spool")
         units = job.pinned.units[name]
         with job.progress.track(f"ingest {name}", _total_bytes(units)) as advance:
             for unit in units:
@@ -151,37 +211,57 @@ def _total_bytes(units: Iterable[Unit]) -> int | None:
 
 
 @dataclass
-class _Ingester:
-    """Takes one source's units into its table."""
+class Ingester:
+    """Takes one source's units into its table.
+
+    Attributes:
+        name: The source's name.
+        source: Where units are read.
+        table: The source's raw table.
+        dead: The table of dead letters, which all sources share.
+        scratch: A folder of its own for what is being read.
+        part: How far along its stream one commit of a divisible unit goes.
+    """
 
     name: str
     source: Source
     table: Table
     dead: Table
     scratch: Path
+    part: int = PART
 
     def take(self, unit: Unit) -> None:
-        """Commit a unit's rows and its dead letters, each once.
+        """Commit a unit's rows and its dead letters, each once."""
+        while self.take_part(unit):
+            pass
 
-        The two commits are independent: whichever a crash left out is made up
-        for by reading again what came after the lesser of the two positions.
+    def take_part(self, unit: Unit) -> bool:
+        """Commit the next part of a unit, or all of one that cannot be divided.
+
+        The commits of rows and of letters are independent: whichever a crash left out
+        is made up for by reading again what came after the lesser of the two positions.
+
+        Returns:
+            Whether there was anything to commit.
         """
-        while (after := self._committed(unit)) < unit.position:
-            spool = _Spool(self.scratch)
-            for piece in self.source.read(replace(unit, after=after)):
-                spool.add(piece)
-            schema = merged(self.table.schema(), spool.schemas(), unit.label)
-            self._commit_dead(spool, unit, schema)
-            self._commit_rows(spool, unit, schema)
-            spool.clear()
+        after = self.committed(unit)
+        if after >= unit.position:
+            return False
+        end = min(unit.position, after + self.part) if unit.divisible else unit.position
+        unit = replace(unit, after=after, position=end)
+        spool = _Spool(self.scratch)
+        for piece in self.source.read(unit):
+            spool.add(piece)
+        schema = merged(self.table.schema(), spool.schemas(), unit.label)
+        self._commit_dead(spool, unit, schema)
+        self._commit_rows(spool, unit, schema)
+        spool.clear()
+        return True
 
-    def _committed(self, unit: Unit) -> int:
+    def committed(self, unit: Unit) -> int:
         """How far both tables have come on the unit's stream."""
-        have = self.table.position(unit.stream), self.dead.position(self._dead_stream(unit))
-        return min(have)
-
-    def _dead_stream(self, unit: Unit) -> str:
-        return f"{self.table.path.name}/{unit.stream}"
+        letters = self.dead.position(_dead_stream(self.table, unit.stream))
+        return min(self.table.position(unit.stream), letters)
 
     def _commit_rows(self, spool: _Spool, unit: Unit, schema: pa.Schema) -> None:
         after = self.table.position(unit.stream)
@@ -194,7 +274,7 @@ class _Ingester:
         self.table.append_once(Position(unit.stream, unit.position), schema, rows, after)
 
     def _commit_dead(self, spool: _Spool, unit: Unit, schema: pa.Schema) -> None:
-        position = Position(self._dead_stream(unit), unit.position)
+        position = Position(_dead_stream(self.table, unit.stream), unit.position)
         after = self.dead.position(position.stream)
 
         def rows(version: int) -> Iterator[pa.RecordBatch]:
@@ -285,22 +365,27 @@ def _identified(
 ) -> Iterator[pa.RecordBatch]:
     """Give each row an id of its own that reading it again would give again.
 
-    Where a stream grows that is the row's place on the stream, wherever the unit
-    that brings it ends; otherwise its place in the unit.
+    Where a stream grows that is the row's place on the stream, or the key it has
+    there, wherever the unit that brings it ends; otherwise its place in the unit.
     """
     of_stream = _hash(f"{source}\n{unit.stream}\n")
+    of_key = _hash(f"{source}\n{unit.stream}\nkey\n")
     of_unit = _hash(f"{source}\n{unit.stream}\n{unit.position}")
     start = 0
     for batch in batches:
-        places: Iterable[int] = range(start, start + batch.num_rows)
-        prefix = of_unit
-        if OFFSET in batch.schema.names:
-            places, prefix = batch[OFFSET].to_pylist(), of_stream
-            batch = batch.drop_columns([OFFSET])
+        if ROW_KEY in batch.schema.names:
+            ids = [_row_id(of_key, key.encode()) for key in batch[ROW_KEY].to_pylist()]
+        elif OFFSET in batch.schema.names:
+            ids = [_row_id(of_stream, _eight(place)) for place in batch[OFFSET].to_pylist()]
+        else:
+            places = range(start, start + batch.num_rows)
+            ids = [_row_id(of_unit, _eight(place)) for place in places]
         start += batch.num_rows
-        ids = [_row_id(prefix, place) for place in places]
-        yield batch.append_column(ROW_ID, pa.array(ids, pa.string())).append_column(
-            SOURCE, pa.repeat(source, batch.num_rows)
+        passing = [name for name in (OFFSET, ROW_KEY) if name in batch.schema.names]
+        yield (
+            batch.drop_columns(passing)
+            .append_column(ROW_ID, pa.array(ids, pa.string()))
+            .append_column(SOURCE, pa.repeat(source, batch.num_rows))
         )
 
 
@@ -308,7 +393,11 @@ def _hash(text: str) -> hashlib.blake2b:
     return hashlib.blake2b(text.encode(), digest_size=16)
 
 
-def _row_id(prefix: hashlib.blake2b, place: int) -> str:
+def _eight(place: int) -> bytes:
+    return place.to_bytes(8, "big")
+
+
+def _row_id(prefix: hashlib.blake2b, name: bytes) -> str:
     digest = prefix.copy()
-    digest.update(place.to_bytes(8, "big"))
+    digest.update(name)
     return digest.hexdigest()

@@ -23,7 +23,7 @@ from penstock.artifacts import store_errors
 from penstock.engines.base import Prepared, Rows, StreamedRows, run_transforms
 from penstock.errors import PenstockError, SourceError
 from penstock.features.base import FeatureOptions
-from penstock.recipe import Prepare, Recipe, canonical
+from penstock.recipe import HELD_OUT, Prepare, Recipe, canonical
 from penstock.stages.base import Base, Job, Pinned, Stage
 from penstock.stages.validate import valid_rows, valid_table
 from penstock.tables import conform
@@ -54,7 +54,11 @@ def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
     steps = []
     for config in recipe.prepare.transforms:
         transform, options = recipe.plugin("transforms", config)
-        steps.append([config.type, transform.revision, canonical(options)])
+        step = [config.type, transform.revision, canonical(options)]
+        if _reads_items(transform):
+            tasks = sorted(set(recipe.evaluate.tasks) - {HELD_OUT})
+            step.append([tasks, pinned.tasks_digest])
+        steps.append(step)
     section = canonical(recipe.prepare) | {"transforms": steps, "seed": recipe.seed}
     if recipe.features is not None:
         _, options = recipe.plugin("features", recipe.features)
@@ -89,7 +93,22 @@ STAGE = Stage("prepare", 1, ("validate",), _settings, _run)
 
 def _build(job: Job, config: Any) -> Any:
     transform, options = job.recipe.plugin("transforms", config)
-    return transform(options)
+    if not _reads_items(transform):
+        return transform(options)
+    # That stage reads what this one leaves behind, so it is imported here.
+    from penstock.stages.evaluate import check_tasks, evaluation_items
+
+    check_tasks(job)
+    with job.progress.track("read evaluation items"):
+        built = transform(options, evaluation_items(job.recipe))
+    if built.num_skipped:
+        job.progress.say(f"{config.type}: {built.num_skipped} items are too short to look for")
+    return built
+
+
+def _reads_items(transform: Any) -> bool:
+    """Whether a transform is built with the evaluation's items."""
+    return bool(getattr(transform, "reads_items", False))
 
 
 def _with_features(job: Job, transforms: list[Any]) -> list[Any]:

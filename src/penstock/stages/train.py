@@ -7,6 +7,7 @@ before; the launcher decides where the loop runs.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from penstock import registry
 from penstock.artifacts import (
     damaged_files,
     digest_of,
@@ -59,6 +59,11 @@ def named_base(recipe: Recipe) -> Base | None:
         raise RecipeError(
             f"train.base: {name!r} is a hub model without a pinned commit.",
             "Set train.base_revision: a name alone may mean another model tomorrow.",
+        )
+    if re.fullmatch("[0-9a-f]{40}", revision) is None:
+        raise RecipeError(
+            f"train.base_revision: {revision!r} is not a commit: 40 hexadecimal digits.",
+            "A branch or tag may mean another commit tomorrow; the hub lists a model's commits.",
         )
     return Base(name, f"{name}@{revision}", name, revision)
 
@@ -105,6 +110,8 @@ def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
             section[key] = other
     if pinned.base is not None:
         section.pop("model")
+    else:
+        section.pop("lora", None)  # there is nothing yet that could stay as it is
     if not continues:
         section.pop("rows")
         section.pop("replay")
@@ -120,7 +127,8 @@ def _run(job: Job) -> dict[str, Any]:
     scratch.mkdir()
     num_train, num_validation = _select(job, scratch)
     training = _training(job, scratch, num_validation > 0)
-    launcher = registry.resolve("launchers", job.recipe.train.launcher)()
+    kind, options = job.recipe.plugin("launchers", job.recipe.train.launcher)
+    launcher = kind(options)
     last = 0
     with job.progress.track("train") as advance:
 
@@ -194,7 +202,7 @@ def _select(job: Job, scratch: Path) -> tuple[int, int]:
         for writer in writers.values():
             writer.close()
     if not writers["train"].num_rows:
-        raise TrainingError("There are no new rows to train on.", "Use train.rows: all.")
+        raise _no_rows(job)
     if job.recipe.packing is not None:
         join_pieces(scratch, job.folder / BLOCKS)
     return writers["train"].num_rows, writers["validation"].num_rows
@@ -206,6 +214,15 @@ def _writer(job: Job, scratch: Path, split: str) -> RowWriter | BlockWriter:
         return RowWriter(scratch, split)
     apart = recipe.train.packed_attention != "across"
     return BlockWriter(scratch, split, Packer(recipe.prepare.max_length, recipe.packing, apart))
+
+
+def _no_rows(job: Job) -> TrainingError:
+    if job.settings.get("rows") == "new":
+        return TrainingError("There are no new rows to train on.", "Use train.rows: all.")
+    return TrainingError(
+        "The training split is empty: there is no row to train on.",
+        "See where the rows went with: penstock show RUN",
+    )
 
 
 def is_due(rows: pa.RecordBatch, settings: Mapping[str, Any]) -> pa.Array:

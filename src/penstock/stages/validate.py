@@ -10,20 +10,21 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from penstock import registry
-from penstock.artifacts import Store, digest_of, store_errors
+from penstock.artifacts import Store, digest_of, file_digest, store_errors
 from penstock.contracts.base import Contract, Finding, Rule
-from penstock.errors import SourceError, ValidationFailed
-from penstock.recipe import Recipe, Validate, canonical
+from penstock.errors import RecipeError, SourceError, ValidationFailed
+from penstock.recipe import ContractFile, Recipe, Validate, canonical
 from penstock.stages import decisions
-from penstock.stages.base import Job, Pinned, Stage
+from penstock.stages.base import Advance, Job, Pinned, Stage
 from penstock.stages.decisions import Decision
 from penstock.stages.ingest import raw_tables
 from penstock.tables import ROW, VERSION, Position, Table, conform, numbered
@@ -45,7 +46,22 @@ _QUARANTINE_SCHEMA = pa.schema(
 )
 
 
-def rules(section: Validate) -> list[Rule]:
+@dataclass(frozen=True)
+class _Check:
+    """A contract engine with its rules.
+
+    Attributes:
+        contract: What checks.
+        columns: What it looks at; None is everything.
+        report: Name of its page.
+    """
+
+    contract: Contract
+    columns: tuple[str, ...] | None
+    report: str
+
+
+def expectations(section: Validate) -> list[Rule]:
     """The section's short forms and named expectations as one list."""
     out = [Rule("expect_column_values_to_not_be_null", {"column": c}) for c in section.not_null]
     for column, bounds in section.length.items():
@@ -57,13 +73,69 @@ def rules(section: Validate) -> list[Rule]:
     return out + [Rule(one.name, one.kwargs) for one in section.expectations]
 
 
+def _row_rules(recipe: Recipe) -> list[tuple[Rule, Any]]:
+    """The rules about rows: what each is called, and the rule."""
+    out = []
+    for config in recipe.validate_.rules:
+        rule, options = recipe.plugin("rules", config)
+        told = options.model_dump(mode="json", exclude_unset=True)
+        out.append((Rule(config.type, told), rule(options, recipe)))
+    return out
+
+
+def _checks(recipe: Recipe) -> list[_Check]:
+    expected, about_rows = expectations(recipe.validate_), _row_rules(recipe)
+    checks = []
+    if expected:
+        named = all(rule.column for rule in expected)
+        columns = tuple(sorted({rule.column for rule in expected if rule.column}))
+        contract = registry.resolve("contracts", "great_expectations")(expected)
+        checks.append(_Check(contract, columns if named else None, "data_docs.html"))
+    if about_rows:
+        columns = tuple(sorted({column for _, rule in about_rows for column in rule.columns}))
+        contract = registry.resolve("contracts", "rows")(about_rows)
+        checks.append(_Check(contract, columns, "row_rules.html"))
+    for i, config in enumerate(recipe.validate_.contracts):
+        python = None if config.python is None else str(recipe.folder / config.python)
+        file = _contract_file(recipe, config)
+        contract = registry.resolve("contracts", config.engine)(file, python)
+        checks.append(_Check(contract, None, f"{config.engine}_{i}.html"))
+    return checks
+
+
+def _contract_file(recipe: Recipe, config: ContractFile) -> Path:
+    file = recipe.folder / config.file
+    if not file.is_file():
+        raise RecipeError(f"validate.contracts: there is no file {file}.")
+    return file
+
+
+def _canonical(recipe: Recipe) -> dict[str, Any]:
+    """What the contract says, for fingerprints."""
+    contract = canonical(recipe.validate_)
+    rules = contract.pop("rules")
+    if rules:
+        contract["rules"] = [
+            [config.type, rule.revision, canonical(options), rule(options, recipe).identity]
+            for config in recipe.validate_.rules
+            for rule, options in [recipe.plugin("rules", config)]
+        ]
+    files = contract.pop("contracts")
+    if files:
+        contract["contracts"] = [
+            [config.engine, file_digest(_contract_file(recipe, config))]
+            for config in recipe.validate_.contracts
+        ]
+    return contract
+
+
 def valid_tables(recipe: Recipe) -> dict[str, str]:
     """Source name -> the name of its table of valid rows.
 
     Named by what decides whether a row is in it, so ``max_bad_rows`` is left
     out: tolerating more failures does not change which rows fail.
     """
-    contract = canonical(recipe.validate_)
+    contract = _canonical(recipe)
     contract.pop("max_bad_rows")
     return {
         name: f"valid-{name}-{digest_of([raw, recipe.sources[name].columns, contract])[:8]}"
@@ -73,15 +145,16 @@ def valid_tables(recipe: Recipe) -> dict[str, str]:
 
 def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
     columns = {name: dict(config.columns) for name, config in recipe.sources.items()}
-    settings = {"validate": canonical(recipe.validate_), "columns": columns}
+    settings = {"validate": _canonical(recipe), "columns": columns}
     return settings | ({"released": pinned.released} if pinned.released else {})
 
 
 def _run(job: Job) -> dict[str, Any]:
     increments = [_increment(job, name) for name in job.recipe.sources]
-    contract = registry.resolve("contracts", "great_expectations")(rules(job.recipe.validate_))
-    findings = {one.source: _check(job, contract, one) for one in increments if one.num_rows}
-    contract.write_report(job.folder / "data_docs.html")
+    checks = _checks(job.recipe)
+    findings = {one.source: _check(job, checks, one) for one in increments if one.num_rows}
+    for check in checks:
+        check.contract.write_report(job.folder / check.report)
     for one in increments:
         _quarantine(job, one, findings.get(one.source, []))
     decided = _decided(job.store, job.recipe, job.pinned.decisions)
@@ -205,10 +278,26 @@ def _check_mapping(source: str, columns: Mapping[str, str], have: list[str]) -> 
             )
 
 
-def _check(job: Job, contract: Contract, one: _Increment) -> list[Finding]:
-    wanted = {rule.column for rule in rules(job.recipe.validate_) if rule.column}
+def _check(job: Job, checks: Sequence[_Check], one: _Increment) -> list[Finding]:
+    for check in checks:
+        _require_columns(one, check)
+    findings: list[Finding] = []
+    with job.progress.track(f"validate {one.source}", one.num_rows * len(checks)) as advance:
+        for check in checks:
+            columns = None if check.columns is None else [ROW_ID, *check.columns]
+            findings += check.contract.check(one.source, _pieces(one.rows(columns), advance))
+    return findings
+
+
+def _pieces(batches: Iterable[pa.RecordBatch], advance: Advance) -> Iterator[pa.Table]:
+    for batch in batches:
+        yield pa.Table.from_batches([batch])
+        advance(batch.num_rows)
+
+
+def _require_columns(one: _Increment, check: _Check) -> None:
     have = one.schema().names
-    for column in sorted(wanted - set(have)):
+    for column in sorted(set(check.columns or ()) - set(have)):
         own = [name for name in have if not name.startswith("_")]
         raise ValidationFailed(
             f"The rows of source {one.source!r} have no column {column!r}. They have: "
@@ -216,16 +305,6 @@ def _check(job: Job, contract: Contract, one: _Increment) -> list[Finding]:
             f"Name it under sources.{one.source}.columns, or take the rule about {column!r} "
             "out of `validate`.",
         )
-    named = all(rule.column for rule in rules(job.recipe.validate_))
-    columns = [ROW_ID, *sorted(wanted)] if named else None
-    with job.progress.track(f"validate {one.source}", one.num_rows) as advance:
-
-        def pieces() -> Iterator[pa.Table]:
-            for batch in one.rows(columns):
-                yield pa.Table.from_batches([batch])
-                advance(batch.num_rows)
-
-        return contract.check(one.source, pieces())
 
 
 def _refuse_if_too_bad(
@@ -243,19 +322,27 @@ def _refuse_if_too_bad(
     columns_unmet = [pair for pair in unmet if not pair[1].failing]
     if not unmet or (not columns_unmet and bad <= allowed * total):
         return
-    report = job.store.root / "reports" / f"validation-{job.fingerprint[:12]}.html"
-    with store_errors(report):
-        report.parent.mkdir(exist_ok=True)
-        shutil.copyfile(job.folder / "data_docs.html", report)
+    reports = " and ".join(_kept_reports(job))
     lines = [f"Data validation failed: {_counted(len(unmet), 'expectation')} not met"]
     lines += [f"  {source}: {_finding_text(finding)}" for source, finding in unmet]
     lines.append(f"{bad:,} of {total:,} new rows fail ({bad / max(1, total):.2%}).")
     raise ValidationFailed(
         "\n".join(lines),
-        f"See {report}. The rows have been ingested. Decide about them (penstock quarantine list, "
+        f"See {reports}. The rows have been ingested. Decide about them (penstock quarantine list, "
         f"release, drop), or leave them in quarantine and go on: allow a share of bad rows once, "
         f"as in --set validate.max_bad_rows={_above(bad / max(1, total))} (now {allowed}).",
     )
+
+
+def _kept_reports(job: Job) -> Iterator[str]:
+    """Copy the pages to where they outlive a run that fails."""
+    folder = job.store.root / "reports"
+    for page in sorted(job.folder.glob("*.html")):
+        kept = folder / f"validation-{job.fingerprint[:12]}-{page.name}"
+        with store_errors(kept):
+            folder.mkdir(exist_ok=True)
+            shutil.copyfile(page, kept)
+        yield str(kept)
 
 
 def _counted(count: int, noun: str) -> str:
