@@ -25,6 +25,7 @@ from rich.tree import Tree
 
 if TYPE_CHECKING:
     from penstock.artifacts import Artifact
+    from penstock.explain import Prepared, Story
     from penstock.lineage import Lineage
     from penstock.pipeline import Planned, Report
 
@@ -209,6 +210,50 @@ def lineage(found: Lineage) -> None:
             text = f"{row['row_id'][:12]} {row['origin']}: {row['text']}"
             branch.add(Text(_harmless(text), style="dim"))
     OUT.print(tree)
+
+
+def story(found: Story) -> None:
+    """A row's story as a tree."""
+    name = f"row {found.row_id}" if found.row_id else "input"
+    tree = Tree(Text(_harmless(f"{name} of {found.source}: {found.state}"), style="bold"))
+    came = tree.add(Text(_harmless(f"came from {found.origin} in version {found.version}")))
+    for column, value in found.row.items():
+        came.add(Text(_harmless(f"{column}: {str(value)[:200]}"), style="dim"))
+    if found.dead_letter is not None:
+        tree.add(Text(_harmless(f"could not become a row: {found.dead_letter}")))
+    for held in found.held:
+        node = tree.add(Text(_harmless(f"held back: {held.rule}, value {held.value!r}")))
+        if held.decision is not None:
+            one = held.decision
+            text = f"{one.action} by {one.by} at {clock(one.at_s)} ({one.reason})"
+            node.add(Text(_harmless(text)))
+    for prepared in found.prepared:
+        _prepared_branch(tree, prepared)
+    OUT.print(tree)
+
+
+def _prepared_branch(tree: Tree, prepared: Prepared) -> None:
+    """What a preparation made of a row, and who learned from that."""
+    what = prepared.outcome
+    if prepared.split is not None:
+        what = f"kept in {prepared.split}, {prepared.num_tokens:,} tokens"
+        if prepared.redacted:
+            counts = ", ".join(f"{count} {kind}" for kind, count in prepared.redacted.items())
+            what += f", redacted {counts}"
+    elif prepared.step is not None:
+        what = f"removed by {prepared.step}: {prepared.reason}: {prepared.evidence}"
+    runs = ", ".join(prepared.runs[:4]) + (" ..." if len(prepared.runs) > 4 else "")
+    node = tree.add(Text(_harmless(f"preparation {prepared.fingerprint[:12]} (in {runs}): {what}")))
+    for training in prepared.trainings:
+        seen = "learned from it" if training.is_in else "left it out: it takes new rows"
+        branch = node.add(f"training {training.fingerprint[:12]} in run {training.run_id} {seen}")
+        for piece in training.pieces:
+            end = piece["start"] + piece["length"]
+            branch.add(f"tokens {piece['start']:,} to {end:,} of block {piece['block']:,}")
+        for model in training.models:
+            branch.add(Text(_harmless(model)))
+        for model in training.descendants:
+            branch.add(Text(_harmless(f"{model}, which continues from it")))
 
 
 def clock(at_s: float) -> str:

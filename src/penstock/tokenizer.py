@@ -37,6 +37,23 @@ def load_tokenizer(folder: Path | str, revision: str | None = None) -> Any:
         ) from None
 
 
+def num_embeddings(folder: Path | str, revision: str | None = None) -> int:
+    """How many tokens a model's configuration says it has embeddings for.
+
+    Raises:
+        MissingExtra: transformers is not installed.
+        RecipeError: There is no configuration of a language model there.
+    """
+    transformers = require("transformers", "train")
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            str(folder), revision=revision or "main", trust_remote_code=False
+        )
+        return int(config.get_text_config().vocab_size)
+    except (OSError, ValueError, AttributeError) as error:
+        raise RecipeError(f"No language model can be loaded from {folder}: {error}") from None
+
+
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Save a tokenizer in transformers' form, the same bytes however it was loaded."""
     # transformers writes down where it had it from, which differs by HF_HUB_OFFLINE.

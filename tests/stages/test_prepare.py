@@ -6,7 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from penstock.errors import RecipeError
 from penstock.pipeline import open_pipeline
+from penstock.stages import prepare as prepare_stage
 
 pytestmark = pytest.mark.slow  # imports transformers and Great Expectations
 
@@ -74,3 +76,63 @@ def test_without_the_step_the_summary_says_nothing_of_it(project):
     project.rows({**row("Ask a@b.org"), "redacted": {"email": "yes"}})
     summary, _ = project.prepare({"transforms": []})
     assert "redacted" not in summary
+
+
+def base_model(folder, vocab_size, template="default"):
+    """A model folder whose tokenizer has 300 tokens."""
+    import transformers
+
+    from penstock.tokenizer import train_tokenizer
+
+    train_tokenizer(iter(["It is so."]), 300, None, folder)
+    if template is None:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer.chat_template = None
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        tokenizer.save_pretrained(folder)
+    config = transformers.LlamaConfig(
+        vocab_size=vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1, num_key_value_heads=1,
+    )  # fmt: skip
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return {"base": str(folder)}
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Preparation that fails if a transform is run at all."""
+
+    def run_transforms(*_):
+        raise AssertionError("rows were prepared")
+
+    monkeypatch.setattr(prepare_stage, "run_transforms", run_transforms)
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize(
+    ("vocab_size", "template", "message"),
+    [(400, None, "has no chat template"), (200, "default", "has 200 embeddings")],
+)
+def test_a_base_model_that_cannot_be_trained_on_chats_is_refused_before_any_work(
+    project, tmp_path, vocab_size, template, message
+):
+    project.rows(row("What is it?"))
+    train = base_model(tmp_path / "base", vocab_size, template)
+    with pytest.raises(RecipeError, match=message):
+        project.prepare(train=train)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_template_of_the_recipe_is_tried_before_any_work(project):
+    project.rows(row("What is it?"))
+    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
+    with pytest.raises(RecipeError, match="ends generation"):
+        project.prepare({"chat_template": template})
+
+
+def test_a_template_of_the_recipe_makes_a_base_model_without_one_fit(project, tmp_path):
+    project.rows(row("What is it?"), row("What is that?"))
+    template = "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
+    train = base_model(tmp_path / "base", 400, None)
+    summary, _ = project.prepare({"chat_template": template, "transforms": []}, train=train)
+    assert summary["rows"]["out"] == 2

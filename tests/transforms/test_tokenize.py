@@ -103,3 +103,29 @@ def test_the_same_texts_give_the_same_tokenizer(folder: Path, tmp_path: Path) ->
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="No tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_rows_in_which_one_side_says_nothing_are_removed(folder: Path) -> None:
+    rows = pa.table(
+        {
+            ROW_ID: ["0", "1", "2"],
+            "instruction": pa.array([None, "What is it?", "And then?"], pa.string()),
+            "response": pa.array(["It is.", None, "Yes."], pa.string()),
+        }
+    )
+    outcome = opened(folder)(rows)
+    assert outcome.kept[ROW_ID].to_pylist() == ["2"]
+    assert outcome.removed["reason"].to_pylist() == ["instruction is empty", "response is empty"]
+
+
+def test_rows_of_which_the_template_leaves_nothing_to_learn_are_removed(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|user|>' + m['content'] }}"
+        "{% elif m['content'] != 'nothing' %}{{ '<|assistant|>' + m['content'] + '<|end|>' }}"
+        "{% else %}{{ '<|assistant|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
+    train_tokenizer(iter(TEXTS), 400, template, tmp_path)
+    outcome = opened(tmp_path)(table(("What is it?", "A gate."), ("What is it?", "nothing")))
+    assert outcome.kept.num_rows == 1
+    assert outcome.removed["reason"].to_pylist() == ["has no token to learn"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +22,27 @@ Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
 RowIds = Annotated[list[str] | None, typer.Argument(help="Starts of row ids.")]
 All = Annotated[bool, typer.Option("--all", help="All rows that match.")]
 Why = Annotated[str, typer.Option("--reason", help="Why; kept with the decision.")]
+
+
+@app.command()
+def explain(
+    row: Annotated[
+        str, typer.Argument(help="A row's id or the start of it, or its origin, as file:line.")
+    ],
+    recipe: RecipePath = DEFAULT,
+    set_: Set = None,
+    json_: Json = False,
+) -> None:
+    """Tell a row's story: its origin, what became of it, which models learned from it."""
+    from penstock import printing
+    from penstock.explain import explain as tell
+
+    stories = tell(open_recipe(recipe, set_, quiet=True), row)
+    if json_:
+        printing.as_json([{**asdict(story), "state": story.state} for story in stories])
+        return
+    for story in stories:
+        printing.story(story)
 
 
 @app.command("dead-letters")

@@ -28,7 +28,7 @@ from penstock.stages.prepare import EXAMPLES, SPLIT, TOKENIZER, text_columns
 from penstock.stages.train import MODEL, check_model
 from penstock.tokenizer import load_tokenizer
 from penstock.transforms.decontaminate import Item
-from penstock.transforms.tokenize import render
+from penstock.transforms.templates import render
 
 # lm-eval's own file names end in the time; an artifact's must not.
 RESULTS = "results_0.json"

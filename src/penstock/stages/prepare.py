@@ -8,6 +8,7 @@ it is a function of the data version and the recipe alone, byte for byte.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -22,13 +23,19 @@ from penstock.artifacts import store_errors
 from penstock.engines.base import Engine, Prepared, Rows, StreamedRows, run_transforms
 from penstock.errors import PenstockError, SourceError
 from penstock.features.base import FeatureOptions
-from penstock.recipe import HELD_OUT, Recipe, canonical
-from penstock.stages.base import Job, Pinned, Stage
+from penstock.recipe import HELD_OUT, Prepare, Recipe, canonical
+from penstock.stages.base import Base, Job, Pinned, Stage
 from penstock.stages.validate import valid_rows, valid_table
 from penstock.tables import conform
-from penstock.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from penstock.tokenizer import (
+    load_tokenizer,
+    num_embeddings,
+    save_tokenizer,
+    train_tokenizer,
+)
 from penstock.transforms.base import REMOVED_SCHEMA, ROW_ID
 from penstock.transforms.features import JoinFeatures
+from penstock.transforms.preflight import check_chat, check_text, check_vocabulary
 from penstock.transforms.redact import COUNTS, REDACTED
 from penstock.transforms.tokenize import Tokenize, TokenizeOptions
 from penstock.transforms.tokenize_text import TokenizeText, TokenizeTextOptions
@@ -62,6 +69,7 @@ def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
 
 
 def _run(job: Job) -> dict[str, Any]:
+    _preflight(job)
     scratch = job.folder / "scratch"
     with closing(_engine(job, scratch)) as engine:
         return _prepared(job, engine, scratch)
@@ -147,6 +155,33 @@ def _valid_rows(job: Job) -> StreamedRows:
     return StreamedRows(schema, read)
 
 
+def _preflight(job: Job) -> None:
+    """Refuse a tokenizer or a template that a model could not be trained with, before any work."""
+    section, base = job.recipe.prepare, job.pinned.base
+    owner = "The new tokenizer" if base is None else f"The base model {base.label}"
+    tokenizer = _throwaway(section) if base is None else _base_tokenizer(job, base)
+    if base is not None:
+        check_vocabulary(tokenizer, num_embeddings(base.location, base.revision), owner)
+    if section.text_column is not None:
+        check_text(tokenizer, owner)
+    else:
+        check_chat(tokenizer, owner)
+
+
+def _throwaway(section: Prepare) -> Any:
+    """A tokenizer such as the one that is going to be trained, but for its words."""
+    with tempfile.TemporaryDirectory() as folder:
+        train_tokenizer(iter(()), section.tokenizer.vocab_size, section.chat_template, Path(folder))
+        return load_tokenizer(folder)
+
+
+def _base_tokenizer(job: Job, base: Base) -> Any:
+    tokenizer = load_tokenizer(base.location, base.revision)
+    if job.recipe.prepare.chat_template is not None:
+        tokenizer.chat_template = job.recipe.prepare.chat_template
+    return tokenizer
+
+
 def _tokenizer(job: Job, rows: Rows, num_rows: int) -> Path:
     """The tokenizer of the model to start from, or a new one from the training rows."""
     folder = job.folder / TOKENIZER
@@ -157,10 +192,7 @@ def _tokenizer(job: Job, rows: Rows, num_rows: int) -> Path:
             texts = _texts(rows, text_columns(job.recipe), share)
             train_tokenizer(texts, section.tokenizer.vocab_size, section.chat_template, folder)
         return folder
-    tokenizer = load_tokenizer(base.location, base.revision)
-    if section.chat_template is not None:
-        tokenizer.chat_template = section.chat_template
-    save_tokenizer(tokenizer, folder)
+    save_tokenizer(_base_tokenizer(job, base), folder)
     return folder
 
 

@@ -197,7 +197,7 @@ def _select(job: Job, scratch: Path) -> tuple[int, int]:
                 for split, writer in writers.items():
                     rows = batch.filter(pc.equal(batch[SPLIT], split))
                     if split == "train" and job.settings.get("rows") == "new":
-                        rows = rows.filter(_is_due(rows, job.settings))
+                        rows = rows.filter(is_due(rows, job.settings))
                     writer.write(rows)
         for writer in writers.values():
             writer.close()
@@ -225,7 +225,7 @@ def _no_rows(job: Job) -> TrainingError:
     )
 
 
-def _is_due(rows: pa.RecordBatch, settings: Mapping[str, Any]) -> pa.Array:
+def is_due(rows: pa.RecordBatch, settings: Mapping[str, Any]) -> pa.Array:
     """New rows, and the share of older ones that is replayed.
 
     Which older rows that are depends on their id alone (16 bits of it), so it

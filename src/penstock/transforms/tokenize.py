@@ -7,18 +7,19 @@ The loss is taken on the response and its end token only.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from penstock.errors import RecipeError
 from penstock.sources.base import Options
 from penstock.tokenizer import load_tokenizer
 from penstock.transforms.base import ROW_ID, Outcome, removed_rows
+from penstock.transforms.preflight import check_chat
+from penstock.transforms.templates import control_tokens, render
 
 IGNORED = -100  # torch's cross entropy leaves these labels out
 
@@ -53,38 +54,43 @@ class Tokenize:
     def open(self) -> None:
         """Load the tokenizer, once per worker."""
         self._tokenizer = load_tokenizer(self._folder)
-        _preflight(self._tokenizer)
+        check_chat(self._tokenizer, "The tokenizer")
 
     def __call__(self, rows: pa.Table) -> Outcome:
-        """Tokenize; rows that are too long, or forge a turn of their own, are removed."""
-        clean, forged = self._without_control_tokens(rows)
-        ids, labels = self._encode(clean)
-        wide = clean.append_column("input_ids", ids).append_column("labels", labels)
-        lengths = pc.list_value_length(ids)
-        fits = pc.less_equal(lengths, self._max_length)
-        long = wide.filter(pc.invert(fits))
-        evidence = pc.cast(lengths.filter(pc.invert(fits)), pa.string())
-        removed = removed_rows(
-            long[ROW_ID],
-            self.name,
-            f"longer than {self._max_length} tokens",
-            pc.binary_join_element_wise(evidence, pa.scalar("tokens"), " "),
-        )
-        return Outcome(wide.filter(fits), pa.concat_tables([forged, removed]))
+        """Tokenize; rows that are too long or cannot be learned from are removed."""
+        removed = []
+        for check in (_no_instruction, _no_response, self._forged):
+            rows, gone = _without(rows, *check(rows))
+            removed.append(gone)
+        ids, labels = self._encode(rows)
+        rows = rows.append_column("input_ids", ids).append_column("labels", labels)
+        for check in (self._too_long, self._mute):
+            rows, gone = _without(rows, *check(rows))
+            removed.append(gone)
+        return Outcome(rows, pa.concat_tables(removed))
 
-    def _without_control_tokens(self, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Rows whose text holds a token that only the template may write, set apart.
+    def _forged(self, rows: pa.Table) -> _Faults:
+        """Rows whose text holds a token that only the template may write.
 
         Tokenized, such a text would end its turn and begin another: a model
         trained on it learns that anybody may speak for the assistant.
         """
         text = pc.binary_join_element_wise(rows["instruction"], rows["response"], "\n")
-        found = control_tokens(self._tokenizer, text)
-        forged = pc.is_valid(found)
-        bad = removed_rows(
-            rows.filter(forged)[ROW_ID], self.name, "holds a control token", found.filter(forged)
-        )
-        return rows.filter(pc.invert(forged)), bad
+        return "holds a control token", control_tokens(self._tokenizer, text)
+
+    def _too_long(self, rows: pa.Table) -> _Faults:
+        lengths = pc.list_value_length(rows["input_ids"])
+        shown = pc.binary_join_element_wise(lengths.cast("string"), pa.scalar("tokens"), " ")
+        fits = pc.less_equal(lengths, self._max_length)
+        return f"longer than {self._max_length} tokens", pc.if_else(fits, _NOTHING, shown)
+
+    def _mute(self, rows: pa.Table) -> _Faults:
+        """Rows of which the template leaves nothing to learn."""
+        labels = rows["labels"].combine_chunks()
+        learned = np.append(0, np.cumsum(labels.flatten().to_numpy() != IGNORED))
+        ends = np.append(0, np.cumsum(pc.list_value_length(labels).to_numpy()))
+        is_mute = pa.array(np.diff(learned[ends]) == 0)
+        return "has no token to learn", pc.if_else(is_mute, "0 tokens", _NOTHING)
 
     def _encode(self, rows: pa.Table) -> tuple[pa.Array, pa.Array]:
         prompts, completions = [], []
@@ -104,41 +110,21 @@ class Tokenize:
         return ids, labels
 
 
-def control_tokens(tokenizer: Any, text: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The first token in each text that only a template may write; null where there is none."""
-    tokens = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
-    pattern = "(?P<token>" + "|".join(re.escape(token) for token in tokens) + ")"
-    return pc.struct_field(pc.extract_regex(text, pattern), "token")
+_NOTHING = pa.scalar(None, pa.string())
+# A reason, and for each row that it holds for, what shows it; null for all others.
+_Faults: TypeAlias = tuple[str, pa.ChunkedArray]
 
 
-def render(tokenizer: Any, instruction: str, response: str) -> tuple[str, str]:
-    """The conversation's text, cut where the response begins.
-
-    Raises:
-        RecipeError: The template does not put the prompt first.
-    """
-    turns = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
-    prompt = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(turns, tokenize=False)
-    if not whole.startswith(prompt):
-        raise RecipeError(
-            "prepare.chat_template: the prompt alone is not the start of prompt and response.",
-            "A template must add the response after what add_generation_prompt renders.",
-        )
-    return prompt, whole[len(prompt) :]
+def _no_instruction(rows: pa.Table) -> _Faults:
+    return "instruction is empty", pc.if_else(pc.is_null(rows["instruction"]), "null", _NOTHING)
 
 
-def _preflight(tokenizer: Any) -> None:
-    """Refuse a template under which a model could not learn when to stop."""
-    if not tokenizer.chat_template:
-        raise RecipeError(
-            "The tokenizer has no chat template.", "Set prepare.chat_template in the recipe."
-        )
-    _, completion = render(tokenizer, "a question", "an answer")
-    ids = tokenizer(completion.rstrip("\n"), add_special_tokens=False)["input_ids"]
-    if tokenizer.eos_token_id is None or tokenizer.eos_token_id not in ids:
-        raise RecipeError(
-            f"prepare.chat_template: the response is rendered as {completion!r}, "
-            f"without the token that ends generation ({tokenizer.eos_token!r}).",
-            "End the assistant's turn with {{ eos_token }}, or the model never learns to stop.",
-        )
+def _no_response(rows: pa.Table) -> _Faults:
+    return "response is empty", pc.if_else(pc.is_null(rows["response"]), "null", _NOTHING)
+
+
+def _without(rows: pa.Table, reason: str, evidence: pa.ChunkedArray) -> tuple[pa.Table, pa.Table]:
+    """The rows without a fault, and the ledger rows of the others."""
+    bad = pc.is_valid(evidence)
+    gone = removed_rows(rows[ROW_ID].filter(bad), Tokenize.name, reason, evidence.filter(bad))
+    return rows.filter(pc.invert(bad)), gone

@@ -18,7 +18,9 @@ from penstock.errors import RecipeError
 from penstock.sources.base import Options
 from penstock.tokenizer import load_tokenizer
 from penstock.transforms.base import ROW_ID, Outcome, removed_rows, require_columns
-from penstock.transforms.tokenize import TOKENS, control_tokens
+from penstock.transforms.preflight import check_text
+from penstock.transforms.templates import control_tokens
+from penstock.transforms.tokenize import TOKENS
 
 
 class TokenizeTextOptions(Options):
@@ -47,6 +49,7 @@ class TokenizeText:
             RecipeError: It has no token to end a document with.
         """
         self._tokenizer = load_tokenizer(self._folder)
+        check_text(self._tokenizer, "The tokenizer")
 
     def __call__(self, rows: pa.Table) -> Outcome:
         """Tokenize; rows without text, or with a token that ends one, are removed."""
