@@ -38,7 +38,9 @@ BUILTIN: dict[str, dict[str, str]] = {
         "local": "penstock.engines.local:LocalEngine",
     },
     "launchers": {
+        "deepspeed": "penstock.launchers.deepspeed:DeepSpeedLauncher",
         "local": "penstock.launchers.local:LocalLauncher",
+        "ray": "penstock.launchers.ray:RayLauncher",
     },
     "backends": {
         "ctranslate2": "penstock.serving.backends.ctranslate2:CTranslate2Backend",

@@ -65,7 +65,7 @@ def train(training: Training, report: Report) -> Trained:
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     validation = trainer.validation_loss() if training.validation else None
-    _save(trainer, tokenizer, training.output)
+    _save(trainer, tokenizer, training)
     return _trained(trainer, sizes, validation, step_of(checkpoint) if checkpoint else 0)
 
 
@@ -320,9 +320,9 @@ def _num_parameters(model: Any) -> tuple[int, int]:
     return own, sum(size for _, parameter, size in sizes if parameter.requires_grad)
 
 
-def _save(trainer: Any, tokenizer: Any, folder: Path) -> None:
-    model, weights = trainer.model, None
-    if trainer.is_deepspeed_enabled and trainer.accelerator.deepspeed_config_is_zero3:
+def _save(trainer: Any, tokenizer: Any, training: Training) -> None:
+    model, weights, folder = trainer.model, None, training.output
+    if training.deepspeed is not None and training.deepspeed["zero_optimization"]["stage"] == 3:
         weights = trainer.accelerator.get_state_dict(trainer.deepspeed)
     if not trainer.is_world_process_zero():
         return
