@@ -41,6 +41,8 @@ def train(training: Training, report: Report) -> Trained:
     trl = require("trl", "train")
     _quiet(transformers)
     args = _arguments(trl, training)
+    if training.deepspeed is not None:
+        _join_deepspeed()
     _check_workers(args.world_size, training)
     tokenizer = transformers.AutoTokenizer.from_pretrained(training.tokenizer)
     transformers.set_seed(training.seed)
@@ -195,6 +197,18 @@ def _arguments(trl: Any, training: Training) -> Any:
         dataset_kwargs={"skip_prepare_dataset": True},
         deepspeed=training.deepspeed,
     )
+
+
+def _join_deepspeed() -> None:
+    """Give DeepSpeed its process group before there is a model.
+
+    On CPU transformers does so only with the engine; a model whose weights are
+    sharded while it is made would be made for one worker.
+    """
+    import torch
+
+    deepspeed = require("deepspeed", "train")
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
 
 
 def _check_workers(num_workers: int, training: Training) -> None:
