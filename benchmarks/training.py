@@ -11,6 +11,7 @@ much its losses then differ from those of the undisturbed one.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -19,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,16 @@ def training(folder: Path) -> Any:
         base_revision=None,
         shape={},
         settings={
-            **{"learning_rate": 3e-3, "epochs": 1.0, "max_steps": None, "batch_size": BATCH_SIZE},
-            **{"gradient_accumulation": 1, "scheduler": "cosine", "warmup_steps": 10},
-            **{"weight_decay": 0.01, "max_grad_norm": 1.0, "group_by_length": True},
+            "learning_rate": 3e-3,
+            "epochs": 1.0,
+            "max_steps": None,
+            "batch_size": BATCH_SIZE,
+            "gradient_accumulation": 1,
+            "scheduler": "cosine",
+            "warmup_steps": 10,
+            "weight_decay": 0.01,
+            "max_grad_norm": 1.0,
+            "group_by_length": True,
         },
         seed=17,
         checkpoints=place,
@@ -78,9 +85,14 @@ def base(folder: Path) -> Path:
 
         torch.manual_seed(0)
         config = transformers.LlamaConfig(
-            **{"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3},
-            **{"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": VOCAB_SIZE},
-            **{"max_position_embeddings": 256, "tie_word_embeddings": True},
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            vocab_size=VOCAB_SIZE,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
         )
         transformers.LlamaForCausalLM(config).save_pretrained(folder / "base")
     return folder / "base"
@@ -140,13 +152,22 @@ def worker(kind: str) -> int:
 
 def after_a_kill(it: Any, kill_at: int) -> Any:
     """The same training, after a process that was killed in its middle."""
-    pid = os.fork()
-    if pid == 0:
-        from penstock.launchers.loop import train
+    process = multiprocessing.get_context("spawn").Process(target=train_and_die, args=(it, kill_at))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    return it
 
-        train(it, lambda step, *_: os.kill(os.getpid(), 9) if step == kill_at else None)
-    os.waitpid(pid, 0)
-    return replace(it)
+
+def train_and_die(it: Any, kill_at: int) -> None:
+    """Train, and be killed after so many steps."""
+    from penstock.launchers.loop import train
+
+    def report(step: int, num_steps: int, values: dict[str, float]) -> None:
+        if step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(it, report)
 
 
 def plain(folder: Path) -> dict[str, Any]:
@@ -165,13 +186,25 @@ def plain(folder: Path) -> dict[str, Any]:
     it = training(folder)
     transformers.set_seed(it.seed)
     args = trl.SFTConfig(
-        **{"output_dir": str(it.checkpoints), "per_device_train_batch_size": BATCH_SIZE},
-        **{"learning_rate": 3e-3, "lr_scheduler_type": "cosine", "warmup_steps": 10},
-        **{"weight_decay": 0.01, "num_train_epochs": 1, "save_steps": it.checkpoint_every_steps},
-        **{"train_sampling_strategy": "group_by_length", "gradient_checkpointing": False},
-        **{"use_cpu": True, "bf16": False, "report_to": [], "disable_tqdm": True, "seed": it.seed},
-        **{"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}},
-        **{"logging_steps": 10, "dataloader_pin_memory": False},
+        output_dir=str(it.checkpoints),
+        per_device_train_batch_size=BATCH_SIZE,
+        learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=10,
+        weight_decay=0.01,
+        num_train_epochs=1,
+        save_steps=it.checkpoint_every_steps,
+        train_sampling_strategy="group_by_length",
+        gradient_checkpointing=False,
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        disable_tqdm=True,
+        seed=it.seed,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        logging_steps=10,
+        dataloader_pin_memory=False,
     )
     trainer = trl.SFTTrainer(
         model=transformers.AutoModelForCausalLM.from_pretrained(it.base, dtype=torch.float32),

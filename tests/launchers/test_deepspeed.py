@@ -34,8 +34,18 @@ def launcher(folder, **options):
 
 
 @pytest.mark.slow
-def test_sharded_weights_come_to_the_same_and_are_saved_whole(python, tmp_path):
+@pytest.mark.parametrize("start", ["scratch", "base"])
+def test_sharded_weights_come_to_the_same_and_are_saved_whole(python, tmp_path, start):
     training = tiny_training.training(tmp_path / "one")
+    if start == "base":
+        train(training, NO_REPORT)
+        (tmp_path / "two").mkdir()
+        training = replace(
+            training,
+            base=str(training.output),
+            checkpoints=tmp_path / "two",
+            output=tmp_path / "tuned",
+        )
     alone = train(training, NO_REPORT)
     (tmp_path / "other").mkdir()
     mine = replace(training, checkpoints=tmp_path / "other", output=tmp_path / "model")
