@@ -73,9 +73,10 @@ def workers_of(name):
 
 
 def test_a_launcher_comes_to_what_one_process_does_also_when_a_worker_is_killed(
-    case, expected, tmp_path
+    case, expected, tmp_path, monkeypatch
 ):
     launcher, worker = case
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     training, alone = expected
     steps, killed = [], []
 
@@ -102,6 +103,8 @@ def test_a_launcher_comes_to_what_one_process_does_also_when_a_worker_is_killed(
         assert torch.allclose(weight, weights[name], atol=1e-3), name
     left = {p.pid for p in psutil.Process().children(recursive=True)} - before
     assert not left, "no process stays behind"
+    for written in (".ray", "ray_results"):
+        assert not (tmp_path / "home" / written).exists()
 
 
 def test_what_a_worker_cannot_do_is_the_launchers_error(case, expected, tmp_path):
