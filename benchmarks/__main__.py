@@ -10,6 +10,7 @@ COMMANDS = (
     ["-m", "benchmarks.loop"],
     ["-m", "benchmarks.rows"],
     ["-m", "benchmarks.engines"],
+    ["-m", "benchmarks.training"],
     ["benchmarks/generation.py"],
     ["benchmarks/gateway.py"],
     ["benchmarks/crash.py", "--points", "1000"],

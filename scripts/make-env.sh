@@ -15,6 +15,10 @@ digest=$(cat "$list" pyproject.toml | sha256sum | cut -d' ' -f1)
 test "$(cat "$env/.ready" 2>/dev/null)" = "$digest" && exit 0
 rm -f "$env/.ready"
 test -x "$env/bin/python" || "${PYTHON:-python3.11}" -m venv "$env" || python3 -m venv --clear "$env"
-"$env/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$list"
-"$env/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+pip() { "$env/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+grep -v '# needs torch$' "$list" | pip --requirement /dev/stdin
+# Builds that ask the environment which torch it has.
+late=$(sed -n 's/ *# needs torch$//p' "$list")
+test -z "$late" || DS_BUILD_OPS=0 pip --no-build-isolation --no-deps $late
+pip --no-deps --editable .
 echo "$digest" >"$env/.ready"

@@ -59,7 +59,9 @@ BUILTIN: dict[str, dict[str, str]] = {
         "spark": "penstock.engines.spark:SparkEngine",
     },
     "launchers": {
+        "deepspeed": "penstock.launchers.deepspeed:DeepSpeedLauncher",
         "local": "penstock.launchers.local:LocalLauncher",
+        "ray": "penstock.launchers.ray:RayLauncher",
     },
     "backends": {
         "ctranslate2": "penstock.serving.backends.ctranslate2:CTranslate2Backend",

@@ -79,14 +79,14 @@ class Trained:
 class Launcher(Protocol):
     """Runs one training.
 
-    Made with the checked options: ``launcher: {type: NAME, ...}`` in the recipe.
-    All of them say where, and none enters a fingerprint: what comes out must not
-    depend on them.
+    Made with the checked options (``launcher: {type: NAME, ...}`` in the recipe) and
+    the recipe's folder. All options say where, and none enters a fingerprint: what comes out must
+    not depend on them.
     """
 
     Options: ClassVar[type[Section]]
 
-    def __init__(self, options: Any) -> None: ...
+    def __init__(self, options: Any, folder: Path) -> None: ...
 
     def run(self, training: Training, report: Report) -> Trained:
         """Train to the end.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from penstock.launchers.base import Report, Trained, Training
@@ -17,8 +18,8 @@ class LocalLauncher:
 
     Options: ClassVar[type[Section]] = LocalOptions
 
-    def __init__(self, options: LocalOptions) -> None:
-        del options
+    def __init__(self, options: LocalOptions, folder: Path) -> None:
+        pass
 
     def run(self, training: Training, report: Report) -> Trained:
         """Train to the end; see ``Launcher``."""

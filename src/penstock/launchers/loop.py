@@ -42,6 +42,8 @@ def train(training: Training, report: Report) -> Trained:
     trl = require("trl", "train")
     _quiet(transformers)
     args = _arguments(trl, training)
+    if training.deepspeed is not None:
+        _join_deepspeed()
     _check_workers(args.world_size, training)
     tokenizer = transformers.AutoTokenizer.from_pretrained(training.tokenizer)
     transformers.set_seed(training.seed)
@@ -71,7 +73,7 @@ def train(training: Training, report: Report) -> Trained:
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     validation = trainer.validation_loss() if training.validation else None
-    _save(trainer, tokenizer, training.output)
+    _save(trainer, tokenizer, training)
     return _trained(trainer, sizes, validation, step_of(checkpoint) if checkpoint else 0)
 
 
@@ -203,6 +205,18 @@ def _arguments(trl: Any, training: Training) -> Any:
     )
 
 
+def _join_deepspeed() -> None:
+    """Give DeepSpeed its process group before there is a model.
+
+    On CPU transformers does so only with the engine; a model whose weights are
+    sharded while it is made would be made for one worker.
+    """
+    import torch
+
+    deepspeed = require("deepspeed", "train")
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+
+
 def _check_workers(num_workers: int, training: Training) -> None:
     if num_workers != training.num_workers:
         raise TrainingError(
@@ -326,9 +340,9 @@ def _num_parameters(model: Any) -> tuple[int, int]:
     return own, sum(size for _, parameter, size in sizes if parameter.requires_grad)
 
 
-def _save(trainer: Any, tokenizer: Any, folder: Path) -> None:
-    model, weights = trainer.model, None
-    if trainer.is_deepspeed_enabled and trainer.accelerator.deepspeed_config_is_zero3:
+def _save(trainer: Any, tokenizer: Any, training: Training) -> None:
+    model, weights, folder = trainer.model, None, training.output
+    if training.deepspeed is not None and training.deepspeed["zero_optimization"]["stage"] == 3:
         weights = trainer.accelerator.get_state_dict(trainer.deepspeed)
     if not trainer.is_world_process_zero():
         return

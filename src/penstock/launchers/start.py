@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,28 @@ def _from_scratch(training: Training, tokenizer: Any) -> Any:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with _whole():
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Makes a model with all its weights in each worker.
+
+    ZeRO 3 would shard it while it is made, and then it starts from other numbers
+    than anywhere else; the engine shards it all the same.
+    """
+    from transformers.integrations import deepspeed as integration
+
+    # Only transformers itself can say which configuration is in force.
+    in_force = integration._hf_deepspeed_config_weak_ref
+    config = None if in_force is None else in_force()
+    integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            integration.set_hf_deepspeed_config(config)
 
 
 def _from_base(training: Training) -> Any:

@@ -128,7 +128,7 @@ def _run(job: Job) -> dict[str, Any]:
     num_train, num_validation = _select(job, scratch)
     training = _training(job, scratch, num_validation > 0)
     kind, options = job.recipe.plugin("launchers", job.recipe.train.launcher)
-    launcher = kind(options)
+    launcher = kind(options, job.recipe.folder)
     last = 0
     with job.progress.track("train") as advance:
 
