@@ -9,6 +9,7 @@ COMMANDS = (
     ["-m", "benchmarks.demo"],
     ["-m", "benchmarks.loop"],
     ["-m", "benchmarks.rows"],
+    ["-m", "benchmarks.kafka"],
     ["benchmarks/generation.py"],
     ["benchmarks/gateway.py"],
     ["benchmarks/crash.py", "--points", "1000"],
