@@ -11,6 +11,7 @@ COMMANDS = (
     ["-m", "benchmarks.rows"],
     ["-m", "benchmarks.engines"],
     ["-m", "benchmarks.training"],
+    ["-m", "benchmarks.kafka"],
     ["benchmarks/generation.py"],
     ["benchmarks/gateway.py"],
     ["benchmarks/crash.py", "--points", "1000"],

@@ -137,7 +137,7 @@ class Follower:
         with self._interruptible():
             seen = self._seen()
             units = ingest.snapshot(recipe, store, one.name, one.ingester.source, seen)
-            units = [replace(unit, after=one.ingester.committed(unit)) for unit in units]
+            units = one.ingester.standing(units)
         self._show(one, units)
         return units, [unit for unit in units if unit.after < unit.position]
 
@@ -209,8 +209,7 @@ class Follower:
                 if one.committed_s >= until_s:
                     one.look_s = one.committed_s + BREATH_S
                     return
-        now = [replace(unit, after=one.ingester.committed(unit)) for unit in waiting]
-        self._show(one, now)
+        self._show(one, one.ingester.standing(waiting))
 
     def _show(self, one: _Followed, units: Sequence[Unit]) -> None:
         metrics = self._metrics

@@ -155,7 +155,10 @@ class Kafka:
         self._assign(topic, partition, begin)
         heard_s = time.monotonic()
         while begin <= upto:
-            found = consumer.consume(min(_AT_ONCE, upto - begin + 1), _PATIENCE_S)
+            try:
+                found = consumer.consume(min(_AT_ONCE, upto - begin + 1), _PATIENCE_S)
+            except self._module.KafkaException as failure:
+                raise self._explained(failure.args[0], name) from None
             for message in found:
                 error = message.error()
                 if error is None:

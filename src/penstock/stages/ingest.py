@@ -258,6 +258,16 @@ class Ingester:
         spool.clear()
         return True
 
+    def standing(self, units: Iterable[Unit]) -> list[Unit]:
+        """The units, each with how far it is committed at this moment."""
+        rows, letters = self.table.positions(), self.dead.positions()
+        return [
+            replace(
+                unit, after=min(rows(unit.stream), letters(_dead_stream(self.table, unit.stream)))
+            )
+            for unit in units
+        ]
+
     def committed(self, unit: Unit) -> int:
         """How far both tables have come on the unit's stream."""
         letters = self.dead.position(_dead_stream(self.table, unit.stream))
