@@ -22,6 +22,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     "sources": {
         "files": "penstock.sources.files:FilesSource",
         "sql": "penstock.sources.sql:SqlSource",
+        "delta": "penstock.sources.delta:DeltaSource",
     },
     "features": {
         "feast": "penstock.features.feast:FeastStore",

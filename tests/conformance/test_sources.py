@@ -14,6 +14,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import write_deltalake
 
 from penstock.sources.base import (
     OFFSET,
@@ -24,6 +25,7 @@ from penstock.sources.base import (
     Options,
     Unit,
 )
+from penstock.sources.delta import DeltaSource
 from penstock.sources.files import FilesSource
 from penstock.sources.sql import SqlSource
 
@@ -86,9 +88,25 @@ def sql_whole(folder):
     return SqlSource(SqlSource.Options(url=_database(folder), table="rows"), folder)
 
 
+def _lake(folder):
+    if not (folder / "lake").exists():
+        for part in (range(NUM_ROWS), range(NUM_ROWS, NUM_ROWS + 5)):
+            write_deltalake(folder / "lake", pa.table({"id": list(part)}), mode="append")
+    return {"uri": "lake"}
+
+
+def delta(folder):
+    return DeltaSource(DeltaSource.Options(**_lake(folder)), folder)
+
+
+def delta_cursor(folder):
+    return DeltaSource(DeltaSource.Options(**_lake(folder), cursor="id", key="id"), folder)
+
+
 CASES = [
     *(files_jsonl, files_jsonl_gz, files_csv, files_parquet),
     *(sql_cursor, sql_query_without_key, sql_whole),
+    *(delta, delta_cursor),
 ]
 
 
