@@ -23,6 +23,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "files": "penstock.sources.files:FilesSource",
         "sql": "penstock.sources.sql:SqlSource",
         "delta": "penstock.sources.delta:DeltaSource",
+        "rest": "penstock.sources.rest:RestSource",
     },
     "features": {
         "feast": "penstock.features.feast:FeastStore",

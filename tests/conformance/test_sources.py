@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
+from http_api import Api, serving
 from penstock.sources.base import (
     OFFSET,
     ORIGIN,
@@ -27,6 +28,7 @@ from penstock.sources.base import (
 )
 from penstock.sources.delta import DeltaSource
 from penstock.sources.files import FilesSource
+from penstock.sources.rest import RestSource
 from penstock.sources.sql import SqlSource
 
 MAX_BATCH_ROWS = 20_000
@@ -103,10 +105,42 @@ def delta_cursor(folder):
     return DeltaSource(DeltaSource.Options(**_lake(folder), cursor="id", key="id"), folder)
 
 
+class _Api:
+    """The address of an API that runs as long as these tests."""
+
+    url = ""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _api():
+    api = Api()
+    api.rows = [{"id": i, "at": "2026-03-01T12:00:00Z"} for i in range(NUM_ROWS)]
+    api.rows[7]["id"] = "seven"
+    api.page_size = 5_000
+    with serving(api):
+        _Api.url = api.url
+        yield
+
+
+def rest_cursor(folder):
+    return _rest(folder, cursor="at", key="id", null_cursor="leave_out")
+
+
+def rest_whole(folder):
+    return _rest(folder)
+
+
+def _rest(folder, **options):
+    pages = {"paginator": "json_link", "paginator_options": {"next_url_path": "next"}}
+    options = {"base_url": _Api.url, "path": "rows", "data_selector": "data", **pages, **options}
+    return RestSource(RestSource.Options(**options), folder)
+
+
 CASES = [
     *(files_jsonl, files_jsonl_gz, files_csv, files_parquet),
     *(sql_cursor, sql_query_without_key, sql_whole),
     *(delta, delta_cursor),
+    *(rest_cursor, rest_whole),
 ]
 
 

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from penstock.artifacts import Artifact, digest_of, store_errors
 from penstock.errors import SourceError
 from penstock.recipe import Recipe, canonical
-from penstock.sources.base import OFFSET, ORIGIN, ROW_KEY, DeadLetter, Source, Unit
+from penstock.sources.base import OFFSET, ORIGIN, ROW_KEY, DeadLetter, Recalls, Source, Unit
 from penstock.stages.base import Job, Pinned, Stage
 from penstock.tables import ROW, VERSION, Position, Table, numbered
 from penstock.transforms.base import ROW_ID, SOURCE
@@ -91,6 +91,8 @@ def snapshot(recipe: Recipe, name: str, source: Source, seen: Artifact | None) -
     units: dict[str, Unit] = {}
     if seen is not None and seen.settings["tables"].get(name) == raw_tables(recipe)[name]:
         units = {unit["stream"]: Unit(**unit) for unit in seen.summary["units"][name]}
+    if isinstance(source, Recalls):
+        source.recall(tuple(units.values()))
     units |= {unit.stream: unit for unit in source.snapshot()}
     return list(units.values())
 
