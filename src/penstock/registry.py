@@ -23,6 +23,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         "files": "penstock.sources.files:FilesSource",
         "kafka": "penstock.sources.kafka:KafkaSource",
         "sql": "penstock.sources.sql:SqlSource",
+        "delta": "penstock.sources.delta:DeltaSource",
+        "rest": "penstock.sources.rest:RestSource",
     },
     "features": {
         "feast": "penstock.features.feast:FeastStore",

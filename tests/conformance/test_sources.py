@@ -15,8 +15,10 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import write_deltalake
 
 import kafka_broker
+from http_api import Api, serving
 from penstock.sources.base import (
     OFFSET,
     ORIGIN,
@@ -26,8 +28,10 @@ from penstock.sources.base import (
     Options,
     Unit,
 )
+from penstock.sources.delta import DeltaSource
 from penstock.sources.files import FilesSource
 from penstock.sources.kafka import KafkaSource
+from penstock.sources.rest import RestSource
 from penstock.sources.sql import SqlSource
 
 MAX_BATCH_ROWS = 20_000
@@ -73,9 +77,6 @@ def kafka(folder):
 
 
 # A case that needs a server is a context manager around the way to build the source.
-CASES = [files_jsonl, files_jsonl_gz, files_csv, files_parquet, kafka]
-
-
 def _database(folder):
     path = folder / "shop.db"
     if not path.exists():
@@ -103,9 +104,58 @@ def sql_whole(folder):
     return SqlSource(SqlSource.Options(url=_database(folder), table="rows"), folder)
 
 
+def _lake(folder):
+    if not (folder / "lake").exists():
+        for part in (range(NUM_ROWS), range(NUM_ROWS, NUM_ROWS + 5)):
+            write_deltalake(folder / "lake", pa.table({"id": list(part)}), mode="append")
+    return {"uri": "lake"}
+
+
+def delta(folder):
+    return DeltaSource(DeltaSource.Options(**_lake(folder)), folder)
+
+
+def delta_cursor(folder):
+    return DeltaSource(DeltaSource.Options(**_lake(folder), cursor="id", key="id"), folder)
+
+
+class _Api:
+    """The address of an API that runs as long as these tests."""
+
+    url = ""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _api():
+    api = Api()
+    api.rows = [{"id": i, "at": "2026-03-01T12:00:00Z"} for i in range(NUM_ROWS)]
+    api.rows[7]["id"] = "seven"
+    api.page_size = 5_000
+    with serving(api):
+        _Api.url = api.url
+        yield
+
+
+def rest_cursor(folder):
+    return _rest(folder, cursor="at", key="id", null_cursor="leave_out")
+
+
+def rest_whole(folder):
+    return _rest(folder)
+
+
+def _rest(folder, **options):
+    pages = {"paginator": "json_link", "paginator_options": {"next_url_path": "next"}}
+    options = {"base_url": _Api.url, "path": "rows", "data_selector": "data", **pages, **options}
+    return RestSource(RestSource.Options(**options), folder)
+
+
 CASES = [
     *(files_jsonl, files_jsonl_gz, files_csv, files_parquet),
     *(sql_cursor, sql_query_without_key, sql_whole),
+    *(delta, delta_cursor),
+    *(rest_cursor, rest_whole),
+    kafka,
 ]
 
 

@@ -14,10 +14,10 @@ builds one step by step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import pyarrow as pa
 
@@ -33,6 +33,7 @@ __all__ = [
     "Options",
     "Piece",
     "Place",
+    "Recalls",
     "Source",
     "Unit",
     "refuse_reserved",
@@ -163,6 +164,18 @@ class Source(Protocol):
                 come after batches, which are then worthless: a unit counts only
                 when reading it has ended without an error.
         """
+        ...
+
+
+@runtime_checkable
+class Recalls(Protocol):
+    """A source that cannot say what it has without knowing what was pinned before.
+
+    An API cannot be asked how far it has come, only for what is newer than this.
+    """
+
+    def recall(self, units: Sequence[Unit]) -> None:
+        """Take note of what was pinned last; called before ``snapshot()``."""
         ...
 
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from hashlib import blake2b
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import pyarrow as pa
+from pydantic import BeforeValidator
 
 from penstock.errors import SourceError
 from penstock.sources.base import OFFSET, ORIGIN, ROW_KEY, DeadLetter, Piece
@@ -24,6 +25,15 @@ from penstock.sources.columns import ColumnTypes
 from penstock.sources.formats import BATCH_BYTES, BATCH_ROWS
 
 Row: TypeAlias = dict[str, Any]
+
+# One column's name, or several.
+Columns = Annotated[
+    list[str],
+    BeforeValidator(
+        lambda value: [value] if isinstance(value, str) else value,
+        json_schema_input_type=str | list[str],
+    ),
+]
 
 MAX_POSITION = 2**63 - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

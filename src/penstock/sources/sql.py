@@ -17,26 +17,18 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import sqlalchemy as sa
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from penstock.errors import MissingExtra, SourceError
 from penstock.registry import did_you_mean
 from penstock.sources import cursors
 from penstock.sources.base import AnyOptions, Options, Piece, Place, Unit
-from penstock.sources.cursors import Kind, Row
+from penstock.sources.cursors import Columns, Kind, Row
 
 _FETCH_ROWS = 1_000
 # The form in which SQLAlchemy, and SQLite's own functions, write a time; others sort otherwise.
 _SQLITE_TIME = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] [0-9][0-9]:[0-9][0-9]:[0-9][0-9]*"
 _REPEATABLE = {"postgresql": "REPEATABLE READ", "mysql": "REPEATABLE READ"}
-
-Columns = Annotated[
-    list[str],
-    BeforeValidator(
-        lambda value: [value] if isinstance(value, str) else value,
-        json_schema_input_type=str | list[str],
-    ),
-]
 
 
 class SqlOptions(Options):

@@ -23,7 +23,16 @@ import pyarrow.compute as pc
 from penstock.artifacts import Artifact, Store, digest_of, store_errors
 from penstock.errors import SourceError
 from penstock.recipe import Recipe, canonical
-from penstock.sources.base import OFFSET, ORIGIN, RESERVED, ROW_KEY, DeadLetter, Source, Unit
+from penstock.sources.base import (
+    OFFSET,
+    ORIGIN,
+    RESERVED,
+    ROW_KEY,
+    DeadLetter,
+    Recalls,
+    Source,
+    Unit,
+)
 from penstock.stages.base import Job, Pinned, Stage
 from penstock.stages.evolution import fitting, merged, misfits
 from penstock.tables import ROW, VERSION, Position, Table, numbered
@@ -90,6 +99,8 @@ def snapshot(
         SourceError: The source cannot be asked, or has less than was ingested of it.
     """
     reached = _reached(recipe, store, name)
+    if isinstance(source, Recalls):
+        source.recall(tuple(held(recipe, store, name, seen)))
     found = source.snapshot()
     for unit in found:
         # Before the source was asked: since then, others may have ingested what is newer.
