@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+import spark_environment
 import tiny_project
 from penstock.errors import EvaluationError
 from penstock.pipeline import open_pipeline
@@ -41,11 +42,12 @@ def with_steps(folder, *steps):
     path.write_text(yaml.safe_dump(recipe))
 
 
-def prepared(folder):
+def prepared(folder, force=(), **overrides):
     """Run until prepare; returns the kept rows, the ledger of the others, and the outcome."""
-    pipeline = open_pipeline(folder / "recipe.yaml", {})
+    dotted = {f"prepare.{key}": value for key, value in overrides.items()}
+    pipeline = open_pipeline(folder / "recipe.yaml", dotted)
     try:
-        report = pipeline.run(until="prepare")
+        report = pipeline.run(until="prepare", force=force)
         artifact = pipeline.ledger.latest("tiny", "prepare")
         made = pipeline.store.folder(artifact)
     finally:
@@ -79,6 +81,29 @@ def test_a_new_row_is_compared_with_all_that_earlier_runs_kept(project):
     assert [[row[key] for key in stable] for row in before] == [
         [row[key] for key in stable] for row in after[: len(before)]
     ]
+
+
+@pytest.mark.parametrize("engine", ["ray", "spark"])
+def test_every_engine_prepares_the_same_rows_under_the_same_fingerprint(
+    project, engine, monkeypatch
+):
+    if engine == "ray":
+        pytest.importorskip("ray")
+    elif reason := spark_environment.missing():
+        pytest.skip(f"Spark: {reason}")
+    monkeypatch.setenv("PENSTOCK_SPARK_PYTHON", str(spark_environment.PYTHON))
+    with_steps(
+        project,
+        "dedupe",
+        "near_dedupe",
+        {"decontaminate": {"shortest": 4}},
+        {"split": {"validation": 0.2}},
+    )
+    here = prepared(project)
+    assert prepared(project, engine=engine)[2] == "hit"
+    there = prepared(project, force=("prepare",), engine=engine)
+    assert there[2] == "ran"
+    assert there[:2] == here[:2]
 
 
 def test_near_duplicates_that_are_kept_stay_on_one_side(project):
