@@ -25,7 +25,7 @@ _WORKER = "penstock.launchers.worker"
 # Where more than one host takes part, something else must start the workers there.
 _TORCHRUN = (
     *("{python}", "-m", "torch.distributed.run", "--standalone"),
-    *("--nproc-per-node", "{workers}", "--max-restarts", "{max_restarts}"),
+    *("--nproc-per-node", "{workers}"),
     *("--module", "{module}", "{mailbox}"),
 )
 # The recipe's own, whatever runs them: with two places to say it, one would be a lie.
@@ -62,7 +62,7 @@ class DeepSpeedOptions(Section):
         None,
         min_length=1,
         description="Starts the workers in place of torchrun on this host; {python}, {workers}, "
-        "{max_restarts}, {module} and {mailbox} are filled in.",
+        "{module} and {mailbox} are filled in.",
     )
     max_restarts: int = Field(
         3, ge=0, description="How often workers that died are started again, from a checkpoint."
@@ -148,13 +148,19 @@ class DeepSpeedLauncher:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
             "TOKENIZERS_PARALLELISM": "false",
         }
-        return run_group(self._command(mailbox), settings, mailbox.log)
+        status = 0
+        # Workers that torchrun itself starts again look for those that died, in what
+        # is left of the meeting before: every time begins anew.
+        for _ in range(1 + self._options.max_restarts):
+            status = run_group(self._command(mailbox), settings, mailbox.log)
+            if mailbox.is_answered():
+                break
+        return status
 
     def _command(self, mailbox: Mailbox) -> list[str]:
         values = {
             "python": self._python,
             "workers": str(self._options.workers),
-            "max_restarts": str(self._options.max_restarts),
             "module": _WORKER,
             "mailbox": str(mailbox.folder),
         }

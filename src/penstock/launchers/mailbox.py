@@ -82,6 +82,10 @@ class Mailbox:
         trained = self._read("trained")
         return None if trained is None else Trained(**trained)
 
+    def is_answered(self) -> bool:
+        """Whether there is a result, or an error that would come again."""
+        return self.has_failure() or self._read("trained") is not None
+
     def last_words(self, num_lines: int = 5) -> str:
         """The errors in what the workers printed, or else the end of it."""
         try:

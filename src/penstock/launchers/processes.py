@@ -24,7 +24,7 @@ def run_group(command: Sequence[str], settings: Mapping[str, str], log: Path) ->
     """
     source = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
-    with log.open("wb") as printed:
+    with log.open("ab") as printed:
         process = subprocess.Popen(  # noqa: S603  # of the launcher's making
             command,
             stdin=subprocess.DEVNULL,
