@@ -23,6 +23,7 @@ from penstock.registry import did_you_mean, require
 DIGEST_TAG = "penstock.digest"
 
 _SHOWN = 20  # of the names a message lists
+_LONGEST = 300  # characters of another's message
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
@@ -195,9 +196,11 @@ def mlflow_errors(uri: str) -> Iterator[None]:
         raise _refused(error, uri) from None  # its cause may hold the address
 
 
-def _refused(error: Exception, uri: str) -> RegistryError:
-    said = without_password((str(error).splitlines() or [type(error).__name__])[0])
+def _refused(error: Exception, uri: str) -> PenstockError:
+    said = _said(error)
     where = without_password(uri)
+    if "No space left" in str(error):
+        return StoreError("The disk is full.", "Free some space and try again.")
     if re.search(r"\b(401|403)\b|UNAUTHENTICATED|PERMISSION_DENIED", said):
         return RegistryError(
             f"MLflow at {where} refused the credentials: {said}",
@@ -214,23 +217,24 @@ def _refused(error: Exception, uri: str) -> RegistryError:
     )
 
 
+def _said(error: Exception) -> str:
+    """What an error says, on one line of bearable length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return without_password(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
+
+
 @contextmanager
 def _file_errors(version: RegisteredVersion, uri: str) -> Iterator[None]:
     """What reading files may raise: MLflow's errors, and those of the store behind it."""
     try:
         with mlflow_errors(uri):
             yield
-    except PenstockError as error:
-        if "No space left" in error.message:
-            raise StoreError("The disk is full.", "Free some space and try again.") from error
-        raise
-    except OSError:
+    except (PenstockError, OSError):
         raise
     except Exception as error:  # S3's, Azure's, Google's: each has its own
-        said = without_password((str(error).splitlines() or [""])[0])
         raise RegistryError(
             f"The files of {version.name} version {version.version} cannot be read: "
-            f"{type(error).__name__}: {said}",
+            f"{type(error).__name__}: {_said(error)}",
             "Check the credentials of the store behind MLflow, and that the files are there.",
         ) from None
 

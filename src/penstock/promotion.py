@@ -77,10 +77,13 @@ class Production:
             RegistryError: MLflow cannot be asked. Nothing moved.
         """
         self._know(version, tested)
-        pointer = self._pointer()
+        taken = self._take_over()
+        if taken is None:
+            self.check_alias()
+        pointer = taken or self.ledger.pointer(self.name, self.alias)
         serves = None if pointer is None else pointer.version
         if pointer is not None and serves == version:
-            if self._follow(pointer):
+            if self._follow(pointer) or taken:
                 return pointer
             raise LedgerError(f"{self._label} is version {version} already.")
         if expected != "anything" and serves != expected:
@@ -180,23 +183,16 @@ class Production:
         written: set[int | None] = {move.to_version for move in moves if move.epoch >= mirrored}
         return written | {None} if mirrored == 0 else written
 
-    def _pointer(self) -> Pointer | None:
-        """The pointer, once it is known that the alias has not been moved by hand.
-
-        On first use it takes over what the alias names.
-        """
-        pointer = self.ledger.pointer(self.name, self.alias)
-        if pointer is not None:
-            self.check_alias()
-            return pointer
-        there = self.registry.alias(self.name, self.alias) if self.admits else None
+    def _take_over(self) -> Pointer | None:
+        """On first use, the pointer goes to what the alias has named until now."""
+        if not self.admits or self.ledger.pointer(self.name, self.alias) is not None:
+            return None
+        there = self.registry.alias(self.name, self.alias)
         if there is None:
             return None
         self._know(there, None)
         reason = "MLflow's alias was there before the ledger knew the model"
-        taken = self.ledger.move_pointer(self.name, self.alias, there, None, "adopt", reason)
-        self._follow(taken)
-        return taken
+        return self._move(there, None, "adopt", reason)
 
     def _move(self, version: int, pointer: Pointer | None, action: str, reason: str) -> Pointer:
         moved = self.ledger.move_pointer(self.name, self.alias, version, pointer, action, reason)
