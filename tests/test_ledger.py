@@ -522,6 +522,24 @@ def test_processes_that_keep_promoting_leave_a_log_without_gaps(ledger_url, race
 # -- promote and roll back ---------------------------------------------------------
 
 
+class Registry:
+    """A registry of aliases that always answers."""
+
+    identity = "in memory"
+
+    def __init__(self):
+        self.aliases = {}
+
+    def alias(self, name, alias):
+        return self.aliases.get((name, alias))
+
+    def set_alias(self, name, alias, version):
+        self.aliases[name, alias] = version
+
+    def version(self, name, version):
+        return SimpleNamespace(digest=None)
+
+
 class Production:
     """What ``penstock.models`` needs of a pipeline."""
 
@@ -534,8 +552,8 @@ class Production:
 
 @pytest.fixture
 def production(ledger, monkeypatch):
-    """A model with three versions, and a tracking server that only listens."""
-    tracker = SimpleNamespace(set_alias=lambda *_: None)
+    """A model with three versions, and a registry of their aliases."""
+    tracker = SimpleNamespace(registry=Registry())
     monkeypatch.setattr(models, "Tracker", lambda *_: tracker)
     for number in (1, 2, 3):
         ledger.add_model(version_of(number))

@@ -224,20 +224,28 @@ class Store:
 
 def write_manifest(folder: Path) -> str:
     """Record the size and SHA-256 of every file below ``folder``; returns its digest."""
-    entries = {
-        str(path.relative_to(folder)): {
-            "size_bytes": path.stat().st_size,
-            "sha256": file_digest(path),
+    text = manifest_text(
+        {
+            str(path.relative_to(folder)): manifest_entry(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path != folder / MANIFEST
         }
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / MANIFEST
-    }
-    text = json.dumps(entries, indent=1, sort_keys=True)
+    )
     with (folder / MANIFEST).open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def manifest_entry(path: Path) -> dict[str, Any]:
+    """What a manifest says of one file."""
+    return {"size_bytes": path.stat().st_size, "sha256": file_digest(path)}
+
+
+def manifest_text(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """A manifest as it is written: path -> entry; its SHA-256 is the folder's digest."""
+    return json.dumps(entries, indent=1, sort_keys=True)
 
 
 def damaged_files(folder: Path) -> list[str]:

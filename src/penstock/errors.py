@@ -13,7 +13,9 @@
     |-- StoreError                              the store is full, read-only or damaged
     |-- LedgerError
     |   |-- ClaimLost             transient     another worker took over this stage
-    |   `-- StalePromotion        transient     the served version changed since it was compared
+    |   |-- StalePromotion        transient     the served version changed since it was compared
+    |   `-- MirrorBehind          transient     promoted, but MLflow's alias has not followed yet
+    |-- RegistryError                           MLflow cannot be asked, or refuses
     |-- TrainingError
     |-- EvaluationError
     `-- ServingError
@@ -111,6 +113,20 @@ class StalePromotion(LedgerError):
     """The pointer moved between the comparison and the promotion."""
 
     transient = True
+
+
+class MirrorBehind(LedgerError):
+    """The pointer has moved, but MLflow's alias could not follow; trying again moves it."""
+
+    transient = True
+
+
+class RegistryError(PenstockError):
+    """MLflow cannot be asked, or refuses: a name, a version, credentials."""
+
+    def __init__(self, message: str, hint: str = "", transient: bool = False) -> None:
+        super().__init__(message, hint)
+        self.transient = transient
 
 
 class TrainingError(PenstockError):

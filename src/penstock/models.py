@@ -1,70 +1,51 @@
-"""Registered versions in use: promote, roll back, download."""
+"""Registered versions of a recipe's model in use: promote, roll back, download."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock.artifacts import MANIFEST, damaged_files, store_errors
-from penstock.errors import LedgerError, RecipeError, StoreError
+from penstock.errors import LedgerError
 from penstock.ledger import ModelVersion, Pointer
+from penstock.model_files import arrive
+from penstock.promotion import Production
 from penstock.tracking import Tracker
 
 if TYPE_CHECKING:
     from penstock.pipeline import Pipeline
 
 
-def promote(pipeline: Pipeline, name: str | None, version: int, reason: str) -> Pointer:
-    """Point production at a registered version; being registered means it passed the gate.
+def production(pipeline: Pipeline, name: str | None = None, alias: str | None = None) -> Production:
+    """The alias that a recipe's deploy stage moves, or another one of the same project.
 
-    Raises:
-        LedgerError: There is no such version, or it serves already.
-        StalePromotion: Somebody else moved the pointer at the same moment.
+    Being in the ledger means having passed the gate, so no other version may be promoted.
     """
-    name = name or pipeline.recipe.model_name
-    alias = pipeline.recipe.deploy.alias
-    pipeline.ledger.model(name, version)
-    pointer = pipeline.ledger.pointer(name, alias)
-    if pointer is not None and pointer.version == version:
-        raise LedgerError(f"{name}@{alias} is version {version} already.")
-    return _move(pipeline, name, version, pointer, "promote", reason)
+    return Production(
+        pipeline.ledger,
+        Tracker(pipeline.recipe, pipeline.store).registry,
+        name or pipeline.recipe.model_name,
+        alias or pipeline.recipe.deploy.alias,
+    )
+
+
+def promote(pipeline: Pipeline, name: str | None, version: int, reason: str) -> Pointer:
+    """Point production at a registered version; see ``Production.promote``."""
+    return production(pipeline, name).promote(version, reason)
 
 
 def rollback(pipeline: Pipeline, name: str | None, reason: str) -> Pointer:
-    """Point production back at what it pointed at before its last promotion.
-
-    Rolling back twice goes two promotions back, not forward again.
-
-    Raises:
-        LedgerError: There is nothing to go back to.
-    """
-    name = name or pipeline.recipe.model_name
-    alias = pipeline.recipe.deploy.alias
-    pointer = pipeline.ledger.pointer(name, alias)
-    served: list[int] = []
-    for move in pipeline.ledger.history(name, alias):
-        if move.action == "rollback":
-            served.pop()
-        else:
-            served.append(move.to_version)
-    if pointer is None or len(served) < 2:
-        serving = "nothing" if pointer is None else f"version {pointer.version}"
-        raise LedgerError(
-            f"{name}@{alias} is {serving}, and nothing served before it.",
-            "See: penstock model history",
-        )
-    return _move(pipeline, name, served[-2], pointer, "rollback", reason)
+    """Point production back at what served before; see ``Production.rollback``."""
+    return production(pipeline, name).rollback(reason)
 
 
 def download(
     pipeline: Pipeline, name: str | None, version: int | None, output_dir: Path
 ) -> ModelVersion:
-    """Copy a version's files to a new folder, whole or not at all.
+    """Copy a version's files from the store to a new folder, whole or not at all.
 
     Raises:
-        RecipeError: The folder is there and not empty.
+        RecipeError: The folder is there, with other content.
         LedgerError: There is no such version, or nothing serves.
         StoreError: A file's content is not what was registered.
     """
@@ -75,34 +56,15 @@ def download(
             raise LedgerError(f"Nothing serves as {name}.", "Name one with --version.")
         version = pointer.version
     model = pipeline.ledger.model(name, version)
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise RecipeError(f"{output_dir} is not empty.", "Name a new folder.")
-    staged = output_dir.parent / f".{output_dir.name}.{os.getpid()}"
-    with store_errors(output_dir):
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            shutil.copytree(pipeline.store.root / model.path, staged)
-            damaged = damaged_files(staged)
-            if damaged:
-                raise StoreError(f"Version {version} is damaged in the store: {damaged}.")
-            (staged / MANIFEST).unlink()
-            if output_dir.exists():
-                output_dir.rmdir()
-            os.replace(staged, output_dir)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+    source = pipeline.store.root / model.path
+    if not source.is_dir():
+        raise LedgerError(
+            f"The files of {name} version {version} are not in this store.",
+            "It was promoted without a recipe: download it with --tracking URI.",
+        )
+    arrive(output_dir, lambda to: _copy(source, to), model.digest)
     return model
 
 
-def _move(
-    pipeline: Pipeline,
-    name: str,
-    version: int,
-    pointer: Pointer | None,
-    action: str,
-    reason: str,
-) -> Pointer:
-    alias = pipeline.recipe.deploy.alias
-    moved = pipeline.ledger.move_pointer(name, alias, version, pointer, action, reason)
-    Tracker(pipeline.recipe, pipeline.store).set_alias(name, alias, version)
-    return moved
+def _copy(source: Path, to: Path) -> None:
+    shutil.copytree(source, to, dirs_exist_ok=True)

@@ -8,15 +8,13 @@ found by its fingerprint tag, not made twice.
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.artifacts import store_errors
-from penstock.errors import PenstockError
-from penstock.registry import require
+from penstock.model_registry import DIGEST_TAG, ModelRegistry, mlflow_errors, prepare_mlflow
 
 if TYPE_CHECKING:
     from penstock.artifacts import Store
@@ -24,7 +22,8 @@ if TYPE_CHECKING:
     from penstock.recipe import Recipe
 
 _TAG = "penstock.fingerprint"
-_DIGEST_TAG = "penstock.digest"
+# Servers that let nobody register a folder of the client's: the files must be uploaded.
+_REMOTE = ("http://", "https://", "databricks")
 
 
 class Tracker:
@@ -35,16 +34,11 @@ class Tracker:
     """
 
     def __init__(self, recipe: Recipe, store: Store) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
-        require("mlflow", "registry")
-        for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        from mlflow.tracking import MlflowClient
-
+        prepare_mlflow()
         self._artifacts = None if recipe.tracking else (store.root / "mlflow").as_uri()
         self.uri = recipe.database(recipe.tracking or f"sqlite:///{_database(store.root)}")
-        self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        self.registry = ModelRegistry(self.uri)
+        self._client = self.registry.client
         self._recipe = recipe
 
     def log_run(
@@ -59,7 +53,7 @@ class Tracker:
         Returns:
             MLflow's run id.
         """
-        with _said(self.uri):
+        with mlflow_errors(self.uri):
             experiment = self._experiment()
             for run in self._client.search_runs([experiment], f"tags.`{_TAG}` = '{fingerprint}'"):
                 self._client.delete_run(run.info.run_id)
@@ -79,24 +73,28 @@ class Tracker:
         """
         from mlflow.exceptions import MlflowException
 
-        with _said(self.uri):
+        with mlflow_errors(self.uri):
             try:
                 self._client.create_registered_model(name)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
             for version in self._client.search_model_versions(f"name = '{name}'"):
-                if version.tags.get(_DIGEST_TAG) == digest:
+                if version.tags.get(DIGEST_TAG) == digest:
                     return int(version.version)
+            where = self._uploaded(source, digest, run_id)
             made = self._client.create_model_version(
-                name, source.as_uri(), run_id, tags={**tags, _DIGEST_TAG: digest}
+                name, where, run_id, tags={**tags, DIGEST_TAG: digest}
             )
             return int(made.version)
 
-    def set_alias(self, name: str, alias: str, version: int) -> None:
-        """Point MLflow's alias where the ledger's pointer points."""
-        with _said(self.uri):
-            self._client.set_registered_model_alias(name, alias, str(version))
+    def _uploaded(self, source: Path, digest: str, run_id: str) -> str:
+        """Where the registry will find the files: a server is sent them first."""
+        if not self.uri.startswith(_REMOTE):
+            return source.as_uri()
+        place = f"model-{digest[:12]}"
+        self._client.log_artifacts(run_id, str(source), place)
+        return f"{self._client.get_run(run_id).info.artifact_uri}/{place}"
 
     def _experiment(self) -> str:
         from mlflow.exceptions import MlflowException
@@ -154,25 +152,6 @@ def _database(root: Path) -> Path:
             SqlAlchemyStore(f"sqlite:///{new}", (root / "mlflow").as_uri()).engine.dispose()
             os.replace(new, path)
     return path
-
-
-class _said:  # reads as a statement: with _said(uri)
-    """Turns MLflow's errors into ours, naming the server."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        from mlflow.exceptions import MlflowException
-
-        if isinstance(error, MlflowException):
-            first = str(error).splitlines()[0]
-            raise PenstockError(
-                f"MLflow refused: {first}", "Check `tracking` in the recipe, and that it is up."
-            ) from error
 
 
 def log_training(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from penstock.artifacts import store_errors
 from penstock.cli.options import Json
-from penstock.errors import RecipeError
+from penstock.errors import PenstockError, RecipeError
 
 app = typer.Typer()
 
@@ -30,6 +32,14 @@ def gate(
     alpha: Annotated[float, typer.Option(help="One-sided error rate.")] = 0.05,
     on_inconclusive: Annotated[str, typer.Option(help="block or point_estimate.")] = "block",
     html: Annotated[Path | None, typer.Option(help="Write the report page here.")] = None,
+    decision_: Annotated[
+        Path | None,
+        typer.Option("--decision", help="Write JSON here, for penstock promote --decision."),
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Append the report to $GITHUB_STEP_SUMMARY.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Judge lm-eval results of any origin. Exit code 0 PASS, 3 BLOCK, 4 INCONCLUSIVE.
@@ -47,14 +57,47 @@ def gate(
         alpha=alpha,
         on_inconclusive=_choice("--on-inconclusive", on_inconclusive, ("block", "point_estimate")),
     )
-    decision = gates.gate_results(results, baseline, policy)
+    summary_file = _summary_file() if summary else None
+    try:
+        decision = gates.gate_results(results, baseline, policy)
+    except PenstockError as error:
+        if summary_file is not None:
+            _append(summary_file, gates.error_to_markdown(error))
+        raise
     if html is not None:
-        html.write_text(gates.to_html(decision), encoding="utf-8")
+        _write(html, gates.to_html(decision))
+    if markdown is not None:
+        _write(markdown, gates.to_markdown(decision))
+    if decision_ is not None:
+        _write(decision_, decision.to_json())
+    if summary_file is not None:
+        _append(summary_file, gates.to_markdown(decision))
     if json_:
         print(decision.to_json())
     else:
         printing.decision(decision)
     raise typer.Exit(decision.verdict.exit_code)
+
+
+def _summary_file() -> Path:
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not path:
+        raise RecipeError(
+            "--summary needs $GITHUB_STEP_SUMMARY, which GitHub sets.",
+            "Elsewhere write the report with: --markdown FILE",
+        )
+    return Path(path)
+
+
+def _write(path: Path, text: str) -> None:
+    with store_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def _append(path: Path, text: str) -> None:
+    with store_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _short_bounds(context: typer.Context) -> tuple[list[str], list[str]]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from penstock.artifacts import store_errors
 from penstock.errors import RecipeError
 
 if TYPE_CHECKING:
+    from penstock.model_files import Download
     from penstock.pipeline import Pipeline
+    from penstock.promotion import Production
 
 RecipePath = Annotated[
     Path, typer.Option("--recipe", "-r", help="The recipe.", envvar="PENSTOCK_RECIPE")
@@ -20,7 +26,32 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a value, as in train.max_steps=10. Repeatable."),
 ]
+LedgerUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--ledger", envvar="PENSTOCK_LEDGER", help="Without a recipe: the ledger's database URL."
+    ),
+]
+StoreFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--store", envvar="PENSTOCK_STORE", help="Without a recipe: a folder with a ledger in it."
+    ),
+]
+Tracking = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking", help="Without a recipe: MLflow's URI, by default $MLFLOW_TRACKING_URI."
+    ),
+]
+ModelName = Annotated[
+    str | None, typer.Option(help="As in catalog.schema.model. Null takes the recipe's.")
+]
+StageName = Annotated[
+    str | None, typer.Option("--stage", help="The alias. Null takes the recipe's, or production.")
+]
 DEFAULT = Path("recipe.yaml")
+_ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,99}")
 
 
 def open_recipe(recipe: Path, set_: list[str] | None, quiet: bool) -> Pipeline:
@@ -30,6 +61,111 @@ def open_recipe(recipe: Path, set_: list[str] | None, quiet: bool) -> Pipeline:
 
     progress: Any = None if quiet else printing.Bars()
     return open_pipeline(recipe, _overrides(set_), progress)
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where to look for models: in a recipe's project, or in a ledger and an MLflow server."""
+
+    recipe: Path
+    set_: list[str] | None
+    ledger: str | None
+    store: Path | None
+    tracking: str | None
+
+    @property
+    def uses_recipe(self) -> bool:
+        """A ledger that is named is meant; else a recipe that is there, or was asked for."""
+        if self.ledger or self.store:
+            return False
+        return self.recipe != DEFAULT or self.recipe.exists()
+
+    def production(self, model_name: str | None, stage: str | None) -> Production:
+        """The alias of a model that a command is about.
+
+        Raises:
+            RecipeError: Neither a recipe nor a ledger, a name or an MLflow server is given.
+        """
+        from penstock import models
+
+        alias = None if stage is None else _alias(stage)
+        if self.uses_recipe:
+            if self.tracking is not None:
+                raise RecipeError(
+                    "--tracking is for models without a recipe.",
+                    "Set `tracking` in the recipe, or name a ledger by --ledger or --store.",
+                )
+            return models.production(open_recipe(self.recipe, self.set_, True), model_name, alias)
+        return self._without_recipe(model_name, alias or "production")
+
+    def download(self, model_name: str | None, version: int | None, folder: Path) -> Download:
+        """Fetch a version from MLflow.
+
+        Raises:
+            RecipeError: Its name, its number or the MLflow server is not given.
+        """
+        from penstock.model_files import download
+        from penstock.model_registry import ModelRegistry
+
+        name = _given(model_name, "--model-name")
+        if version is None:
+            raise RecipeError("--version is missing.", "Ask: penstock model serving")
+        return download(ModelRegistry(tracking_uri(self.tracking)), name, version, folder)
+
+    def _without_recipe(self, model_name: str | None, alias: str) -> Production:
+        from penstock.ledger import Ledger
+        from penstock.model_registry import ModelRegistry
+        from penstock.promotion import Production
+
+        if not self.ledger and not self.store:
+            raise RecipeError(
+                "There is no recipe here and no ledger is named, so nothing says what serves.",
+                "Name the ledger by --ledger postgresql://USER@HOST/NAME, by --store FOLDER, "
+                "or by PENSTOCK_LEDGER.",
+            )
+        name = _given(model_name, "--model-name")
+        registry = ModelRegistry(tracking_uri(self.tracking))
+        return Production(Ledger(self._ledger_url()), registry, name, alias, admits=True)
+
+    def _ledger_url(self) -> str:
+        if self.ledger and self.store:
+            raise RecipeError("--ledger and --store both name a ledger.", "Give one of them.")
+        if self.ledger:
+            return self.ledger
+        folder = Path(self.store or "").resolve()
+        with store_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{folder / 'ledger.db'}"
+
+
+def tracking_uri(given: str | None) -> str:
+    """MLflow's address, from the command line or the environment.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise RecipeError(
+            "No MLflow server is named.", "Set MLFLOW_TRACKING_URI, or give --tracking URI."
+        )
+    return uri
+
+
+def _given(value: str | None, flag: str) -> str:
+    if not value:
+        raise RecipeError(f"{flag} is missing; there is no recipe to take it from.")
+    return value
+
+
+def _alias(stage: str) -> str:
+    alias = stage.lower()  # MLflow's old stages were Production and Staging
+    if not _ALIAS.fullmatch(alias) or alias == "latest" or re.fullmatch(r"v[0-9]+", alias):
+        raise RecipeError(
+            f"--stage {stage!r} is no alias.",
+            "Small letters, digits, - and _; not latest, and not v1, which MLflow keeps.",
+        )
+    return alias
 
 
 def _overrides(set_: list[str] | None) -> dict[str, Any]:

@@ -8,7 +8,13 @@ from penstock.gates.decision import Decision, FloorCheck, Side, Verdict, decide,
 from penstock.gates.lm_eval_results import read_results, results_from_dict
 from penstock.gates.page import to_html
 from penstock.gates.policy import GatePolicy
-from penstock.gates.report import comparison_rows, floor_rows, summary_rows, to_markdown
+from penstock.gates.report import (
+    comparison_rows,
+    error_to_markdown,
+    floor_rows,
+    summary_rows,
+    to_markdown,
+)
 from penstock.gates.results import EvalResults, ItemKey, ItemScores, MetricResult, TaskResult
 
 __all__ = [
@@ -26,6 +32,7 @@ __all__ = [
     "Verdict",
     "comparison_rows",
     "decide",
+    "error_to_markdown",
     "floor_rows",
     "gate_results",
     "read_results",

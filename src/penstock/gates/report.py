@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from penstock.errors import PenstockError
 from penstock.gates.comparison import Comparison
 from penstock.gates.decision import Decision, FloorCheck, Side, signed
 
@@ -65,6 +66,13 @@ def to_markdown(decision: Decision) -> str:
     if decision.floors:
         lines += ["", "### Floors", "", *_table(floor_rows(decision))]
     lines += ["", *(f"- {_escaped(text)}" for text in _side_lines(decision))]
+    return "\n".join(lines) + "\n"
+
+
+def error_to_markdown(error: PenstockError) -> str:
+    """What is said in place of a decision when there could be none."""
+    lines = ["## Gate: error", "", "Nothing was judged, so nothing may be promoted.", ""]
+    lines += [f"- {_escaped(text)}" for text in (error.message, error.hint) if text]
     return "\n".join(lines) + "\n"
 
 

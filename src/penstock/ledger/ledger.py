@@ -179,6 +179,11 @@ class Ledger:
             row = connection.execute(query).first()
         return None if row is None else json.loads(row.value)
 
+    def set_watermark(self, key: str, value: Any) -> None:
+        """Note how far something has come; the last word counts."""
+        with self._database.write() as connection:
+            _set_watermark(connection, key, value)
+
     # -- runs --------------------------------------------------------------
 
     def start_run(
@@ -239,15 +244,7 @@ class Ledger:
                 .values(status=status, message=message, ended_s=time.time())
             )
             if watermark is not None:
-                key, value = watermark
-                connection.execute(
-                    sa.delete(schema.watermarks).where(schema.watermarks.c.key == key)
-                )
-                connection.execute(
-                    sa.insert(schema.watermarks).values(
-                        key=key, value=json.dumps(value, sort_keys=True)
-                    )
-                )
+                _set_watermark(connection, *watermark)
 
     def record_stage(self, run_id: str, record: StageRecord) -> None:
         """Note what a stage came to in a run; a later note replaces an earlier one."""
@@ -451,6 +448,13 @@ class Ledger:
                             schema.claims.c.until_s == row.until_s,
                         )
                     )
+
+
+def _set_watermark(connection: sa.Connection, key: str, value: Any) -> None:
+    connection.execute(sa.delete(schema.watermarks).where(schema.watermarks.c.key == key))
+    connection.execute(
+        sa.insert(schema.watermarks).values(key=key, value=json.dumps(value, sort_keys=True))
+    )
 
 
 def _compare_and_set(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from penstock.errors import StalePromotion
+from penstock.promotion import Production
 from penstock.recipe import Recipe
 from penstock.stages.base import Job, Pinned, Stage
 from penstock.tracking import Tracker
@@ -38,10 +39,9 @@ def _run(job: Job) -> dict[str, Any]:
 
 def _reconcile(job: Job) -> None:
     """Let MLflow's alias say what the pointer says, also after a rollback."""
+    registry = Tracker(job.recipe, job.store).registry
     name, alias = job.recipe.model_name, job.recipe.deploy.alias
-    pointer = job.ledger.pointer(name, alias)
-    if pointer is not None:
-        Tracker(job.recipe, job.store).set_alias(name, alias, pointer.version)
+    Production(job.ledger, registry, name, alias).reconcile()
 
 
 STAGE = Stage("deploy", 1, ("register", "gate"), _settings, _run, _reconcile)
