@@ -142,6 +142,10 @@ def _plugins(tree: Any) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, 
         step = named_step(config)
         if isinstance(step, dict):
             yield "transforms", ("prepare", "transforms", i), step
+    evaluate = tree.get("evaluate")
+    backend = named_step(evaluate.get("backend")) if isinstance(evaluate, dict) else None
+    if isinstance(backend, dict):
+        yield "evaluators", ("evaluate", "backend"), backend
 
 
 def _plugin_mistakes(

@@ -43,6 +43,9 @@ BUILTIN: dict[str, dict[str, str]] = {
     "launchers": {
         "local": "penstock.launchers.local:LocalLauncher",
     },
+    "evaluators": {
+        "hf": "penstock.evaluators.hf:HfEvaluator",
+    },
     "backends": {
         "ctranslate2": "penstock.serving.backends.ctranslate2:CTranslate2Backend",
         "transformers": "penstock.serving.backends.transformers:TransformersBackend",
