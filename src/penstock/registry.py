@@ -45,6 +45,8 @@ BUILTIN: dict[str, dict[str, str]] = {
     },
     "evaluators": {
         "hf": "penstock.evaluators.hf:HfEvaluator",
+        "endpoint": "penstock.evaluators.endpoint:EndpointEvaluator",
+        "vllm": "penstock.evaluators.vllm:VllmEvaluator",
     },
     "backends": {
         "ctranslate2": "penstock.serving.backends.ctranslate2:CTranslate2Backend",

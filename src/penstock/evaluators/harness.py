@@ -13,6 +13,7 @@ which is null or ``[MESSAGE, HINT]``.
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import importlib
 import importlib.metadata
@@ -187,6 +188,11 @@ def _shown(bar: Bar) -> Iterator[None]:
     def uncounted(iterable: Any, **_: Any) -> Any:
         return iterable
 
+    class Gathered:
+        @staticmethod
+        def gather(*tasks: Any, **_: Any) -> Any:
+            return asyncio.gather(*tasks)
+
     replaced: list[tuple[Any, str, Any]] = [
         (lm_eval.api.model, "tqdm", uncounted),
         (lm_eval.evaluator, "get_git_commit_hash", lambda: ""),
@@ -194,7 +200,7 @@ def _shown(bar: Bar) -> Iterator[None]:
     for name in ("huggingface", "api_models", "vllm_causallms"):
         module = sys.modules.get(f"lm_eval.models.{name}")
         if module is not None:
-            replaced.append((module, "tqdm", Counted))
+            replaced += [(module, "tqdm", Counted), (module, "tqdm_asyncio", Gathered)]
     kept = [(module, name, getattr(module, name, None)) for module, name, _ in replaced]
     try:
         for module, name, ours in replaced:
@@ -267,8 +273,24 @@ def _evaluate_to(results: Path, given: Mapping[str, Any], told: _Told) -> None:
 
         # On CPUs bf16 is 80 times slower, and vLLM's own "auto" is never fp32.
         model_args["dtype"] = "bfloat16" if torch.cuda.is_available() else "float32"
-    found = evaluate(given["asked"], given["model"], model_args, told)
+    asked = {**given["asked"], "tasks": [_revived(task) for task in given["asked"]["tasks"]]}
+    found = evaluate(asked, given["model"], model_args, told)
     results.write_text(json.dumps(found, default=str), encoding="utf-8")
+
+
+def _revived(task: Any) -> Any:
+    """A task with its functions, which came as source."""
+    if not isinstance(task, dict):
+        return task
+    return {key: _function(value) for key, value in task.items()}
+
+
+def _function(value: Any) -> Any:
+    if not isinstance(value, dict) or "source" not in value or "function" not in value:
+        return value
+    namespace: dict[str, Any] = {"Any": Any}
+    exec(value["source"], namespace)  # noqa: S102  # Penstock's own, from the process that asked
+    return namespace[value["function"]]
 
 
 if __name__ == "__main__":
