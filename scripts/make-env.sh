@@ -2,6 +2,7 @@
 # make-env.sh NAME: makes the Python environment .venvs/NAME from
 # scripts/environments/NAME.txt, for what cannot live beside the rest.
 # Penstock itself is in it, from this checkout. Costs nothing when it is up to date.
+# A line `# make-env: OPTION...` in the list gives pip further options.
 set -eu
 cd "$(dirname "$0")/.."
 name=${1:?usage: make-env.sh NAME, one of: $(cd scripts/environments && echo *.txt | sed 's/\.txt//g')}
@@ -15,7 +16,8 @@ digest=$(cat "$list" pyproject.toml | sha256sum | cut -d' ' -f1)
 test "$(cat "$env/.ready" 2>/dev/null)" = "$digest" && exit 0
 rm -f "$env/.ready"
 test -x "$env/bin/python" || "${PYTHON:-python3.11}" -m venv "$env" || python3 -m venv --clear "$env"
-pip() { "$env/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+read -ra options <<<"$(sed -n 's/^# make-env: //p' "$list")"
+pip() { "$env/bin/python" -m pip install --quiet --disable-pip-version-check "${options[@]}" "$@"; }
 grep -v '# needs torch$' "$list" | pip --requirement /dev/stdin
 # Builds that ask the environment which torch it has.
 late=$(sed -n 's/ *# needs torch$//p' "$list")

@@ -66,6 +66,8 @@ _SEEN_BY = {
 
 # Not a place, and yet in no stage's settings.
 _NO_FINGERPRINT = {"ingest.min_new_examples"}
+# Under a place, and yet in a stage's settings.
+_FINGERPRINT = {"evaluate.backend.type"}
 
 
 @dataclass(frozen=True)
@@ -146,14 +148,20 @@ def _key(path: str, info: FieldInfo, enters: bool, lookup: str = "") -> Key:
     meaning = info.description
     if meaning is None:
         sys.exit(f"{lookup or path} has no description: give its Field one.")
-    if path in ("prepare.engine.type", "train.launcher.type", "serve.backend"):
-        seam = path.removesuffix(".type").rpartition(".")[2] + "s"
+    seams = {
+        "prepare.engine.type": "engines",
+        "train.launcher.type": "launchers",
+        "evaluate.backend.type": "evaluators",
+        "serve.backend": "backends",
+    }
+    if path in seams:
+        seam = seams[path]
         meaning += f" Built in: {_names(seam)}."
     return Key(
         path=path,
         type=_type(info.annotation) + _bounds(info.metadata),
         default=_default(info),
-        enters=enters and path not in _NO_FINGERPRINT,
+        enters=(enters or path in _FINGERPRINT) and path not in _NO_FINGERPRINT,
         meaning=meaning,
     )
 
@@ -170,6 +178,8 @@ def _adapters(section: str) -> Iterator[str]:
         yield from _options("transforms", "Options of the transform")
     if section == "train":
         yield from _options("launchers", "Options of the launcher")
+    if section == "evaluate":
+        yield from _options("evaluators", "Options of the backend")
     if section == "serve":
         yield from _backend_options()
 
@@ -178,7 +188,7 @@ def _options(seam: str, title: str) -> Iterator[str]:
     for name in registry.BUILTIN[seam]:
         adapter = registry.resolve(seam, name)
         fields = adapter.Options.model_fields
-        if not fields and seam == "launchers":
+        if not fields:
             continue
         yield f"### {title} `{name}`\n"
         yield f"{_first_sentence(adapter)}\n"

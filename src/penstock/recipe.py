@@ -27,6 +27,7 @@ from penstock import registry
 # The task made of the validation split: bits per byte of its responses, an
 # evaluation that needs nothing but the user's own rows.
 HELD_OUT = "held_out"
+DEFAULT_EVALUATOR = "hf"
 
 
 class Place:
@@ -389,6 +390,16 @@ class Train(Section):
     )
 
 
+class EvaluatorConfig(Plugin):
+    """What the model computes in while lm-eval measures it."""
+
+    type: Annotated[str, AfterValidator(_known("evaluators"))] = Field(
+        DEFAULT_EVALUATOR,
+        description="What the model computes in. `backend: vllm` is short for it. Any but `hf` "
+        "enters the fingerprint, with its options and its library's version.",
+    )
+
+
 class Evaluate(Section):
     """What lm-eval measures."""
 
@@ -401,6 +412,12 @@ class Evaluate(Section):
     num_fewshot: int | None = Field(None, ge=0, description="Null takes each task's own.")
     limit: int | None = Field(None, ge=1, description="Items per task; null takes all.")
     batch_size: int = Field(64, ge=1, description="Requests per batch.")
+    # The stage adds it to its settings, where it is not the default.
+    backend: Annotated[
+        EvaluatorConfig,
+        Place(),
+        BeforeValidator(named_step, json_schema_input_type=EvaluatorConfig | str | _ShortStep),
+    ] = EvaluatorConfig()
     apply_chat_template: bool = Field(
         False, description="Ask through the chat template, as a user would."
     )
@@ -630,6 +647,7 @@ def json_schema() -> dict[str, Any]:
         ("rules", "RuleConfig"),
         ("engines", "EngineConfig"),
         ("launchers", "LauncherConfig"),
+        ("evaluators", "EvaluatorConfig"),
     ):
         properties = schema["$defs"][definition]["properties"]
         properties["type"]["examples"] = registry.names(seam)

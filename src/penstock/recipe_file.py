@@ -143,12 +143,16 @@ def _plugins(tree: Any) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, 
             step = named_step(config)
             if isinstance(step, dict):
                 yield seam, (section, seam, i), step
-    for section, key in (("prepare", "engine"), ("train", "launcher")):
+    for section, key, seam in (
+        ("prepare", "engine", "engines"),
+        ("train", "launcher", "launchers"),
+        ("evaluate", "backend", "evaluators"),
+    ):
         inner = tree.get(section)
         config = named_step(inner.get(key)) if isinstance(inner, dict) else None
         # What is no registered name, the recipe's own model says.
-        if isinstance(config, dict) and config.get("type") in registry.names(f"{key}s"):
-            yield f"{key}s", (section, key), config
+        if isinstance(config, dict) and config.get("type") in registry.names(seam):
+            yield seam, (section, key), config
 
 
 def _plugin_mistakes(

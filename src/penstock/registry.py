@@ -65,6 +65,11 @@ BUILTIN: dict[str, dict[str, str]] = {
         "local": "penstock.launchers.local:LocalLauncher",
         "ray": "penstock.launchers.ray:RayLauncher",
     },
+    "evaluators": {
+        "hf": "penstock.evaluators.hf:HfEvaluator",
+        "endpoint": "penstock.evaluators.endpoint:EndpointEvaluator",
+        "vllm": "penstock.evaluators.vllm:VllmEvaluator",
+    },
     "backends": {
         "ctranslate2": "penstock.serving.backends.ctranslate2:CTranslate2Backend",
         "transformers": "penstock.serving.backends.transformers:TransformersBackend",

@@ -288,6 +288,8 @@ class Walk:
         recipe = self.pipeline.recipe
         sections = (recipe.prepare, recipe.train, recipe.evaluate, recipe.gate, recipe.deploy)
         meaning = [canonical(section) for section in sections]
+        # Empty for the default, so that watermarks from before there was a choice stand.
+        meaning += [section for section in [evaluate.backend_settings(recipe)] if section]
         revisions = [node.stage.revision for node in NODES]
         digest = digest_of([meaning, revisions, self.pinned.tasks_digest, recipe.seed])
         return f"{recipe.name}/{recipe.model_name}/{digest[:20]}"

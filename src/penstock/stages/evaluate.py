@@ -8,11 +8,8 @@ is, so it is nearly always a hit.
 from __future__ import annotations
 
 import json
-import logging
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +18,9 @@ import pyarrow.parquet as pq
 
 from penstock.artifacts import digest_of, file_digest
 from penstock.errors import EvaluationError, RecipeError
-from penstock.recipe import HELD_OUT, Recipe, canonical
-from penstock.registry import did_you_mean, require
-from penstock.stages.base import Advance, Job, Pinned, Stage
+from penstock.evaluators.base import Evaluation, Evaluator, items_of
+from penstock.recipe import DEFAULT_EVALUATOR, HELD_OUT, Recipe, canonical
+from penstock.stages.base import Job, Pinned, Stage
 from penstock.stages.prepare import EXAMPLES, SPLIT, TOKENIZER, text_columns
 from penstock.stages.train import MODEL, check_model
 from penstock.tokenizer import load_tokenizer
@@ -82,7 +79,8 @@ def _task_folder(recipe: Recipe) -> Path | None:
 
 
 def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
-    return canonical(recipe.evaluate) | {"tasks_digest": pinned.tasks_digest, "seed": recipe.seed}
+    settings = {"tasks_digest": pinned.tasks_digest, "seed": recipe.seed}
+    return canonical(recipe.evaluate) | settings | backend_settings(recipe)
 
 
 def uses_examples(recipe: Recipe) -> bool:
@@ -94,9 +92,9 @@ def _run(job: Job) -> dict[str, Any]:
     check_tasks(job)
     model = check_model(job.input_folder("train") / MODEL)
     tasks = job.recipe.evaluate.tasks
-    specs = [_held_out(job) if task == HELD_OUT else task for task in tasks]
+    evaluation = _evaluation(job, model)
     with job.progress.track(f"evaluate {', '.join(tasks)}") as advance:
-        results = _evaluate(job.recipe, model, specs, advance)
+        results = evaluator(job.recipe).run(evaluation, advance)
     shutil.rmtree(job.folder / HELD_OUT, ignore_errors=True)
     samples = results.get("samples", {})
     stable = {key: value for key, value in results.items() if key not in _VOLATILE}
@@ -180,145 +178,37 @@ def _bits_per_byte(doc: dict[str, Any], results: Any) -> dict[str, tuple[float, 
     return {"bits_per_byte": (log_likelihood, len(doc["completion"].encode()))}
 
 
-def _evaluate(
-    recipe: Recipe, model: Path, tasks: list[str | dict[str, Any]], advance: Advance
-) -> dict[str, Any]:
-    """Run lm-eval in this process.
-
-    Raises:
-        MissingExtra: lm_eval is not installed.
-        EvaluationError: A task does not exist, or cannot be loaded here.
-    """
-    lm_eval = _quiet_lm_eval()
-    manager = _task_manager(recipe, [task for task in tasks if isinstance(task, str)])
-    try:
-        with _progress_of_lm_eval(advance):
-            results = lm_eval.simple_evaluate(
-                model="hf",
-                model_args=_model_args(model),
-                tasks=tasks,
-                task_manager=manager,
-                num_fewshot=recipe.evaluate.num_fewshot,
-                limit=recipe.evaluate.limit,
-                batch_size=recipe.evaluate.batch_size,
-                apply_chat_template=recipe.evaluate.apply_chat_template,
-                log_samples=True,
-                bootstrap_iters=0,
-                random_seed=recipe.seed,
-                numpy_random_seed=recipe.seed,
-                torch_random_seed=recipe.seed,
-                fewshot_random_seed=recipe.seed,
-            )
-    except (FileNotFoundError, ConnectionError, ValueError, KeyError) as error:
-        raise EvaluationError(
-            f"lm-eval could not run {', '.join(recipe.evaluate.tasks)}: "
-            f"{type(error).__name__}: {error}",
-            "A task from the hub needs the network; one of your own, its files in task_dir.",
-        ) from error
-    return dict(results)
-
-
-def _quiet_lm_eval() -> Any:
-    """lm-eval, which then says nothing but errors.
-
-    Raises:
-        MissingExtra: It is not installed.
-    """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    lm_eval = require("lm_eval", "evaluate")
-    for name in ("lm_eval", "lm-eval", "datasets", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return lm_eval
-
-
-def _task_manager(recipe: Recipe, tasks: list[str]) -> Any:
-    """lm-eval's index of tasks, the recipe's own included.
-
-    Raises:
-        EvaluationError: A task does not exist.
-    """
-    from lm_eval.tasks import TaskManager
-
-    folder = _task_folder(recipe)
-    # Without this, lm-eval indexes its own 14,000 tasks, which takes seconds.
-    own_only = all(folder is not None and _defines(folder, task) for task in tasks)
-    manager = TaskManager(
-        include_path=None if folder is None else str(folder), include_defaults=not own_only
+def _evaluation(job: Job, model: Path) -> Evaluation:
+    section, folder = job.recipe.evaluate, _task_folder(job.recipe)
+    return Evaluation(
+        model=model,
+        digest=job.inputs["train"].summary["model_digest"],
+        name=job.recipe.model_name,
+        tasks=tuple(_held_out(job) if task == HELD_OUT else task for task in section.tasks),
+        task_dirs=() if folder is None else (folder,),
+        num_fewshot=section.num_fewshot,
+        limit=section.limit,
+        batch_size=section.batch_size,
+        apply_chat_template=section.apply_chat_template,
+        seed=job.recipe.seed,
     )
-    unknown = [task for task in tasks if task not in manager.all_tasks]
-    if unknown:
-        raise EvaluationError(
-            f"evaluate.tasks: {unknown[0]!r} is not a task."
-            f"{did_you_mean(unknown[0], _near(unknown[0], manager.all_tasks))}"
-        )
-    return manager
 
 
-@contextmanager
-def _progress_of_lm_eval(advance: Advance) -> Iterator[None]:
-    """Show lm-eval's own bar as ours, and keep its search for git off the terminal.
-
-    It offers no hook for either, so the names it calls are replaced while it runs.
-    """
-    import lm_eval.api.model as base
-    import lm_eval.evaluator
-    import lm_eval.models.huggingface as model
-
-    class Counted:
-        def __init__(self, iterable: Any = (), total: int | None = None, **_: Any) -> None:
-            self._iterable = iterable
-            advance.expect(total if total is not None else len(iterable))
-
-        def __iter__(self) -> Iterator[Any]:
-            for item in self._iterable:
-                yield item
-                advance(1)
-
-        def update(self, count: int = 1) -> None:
-            advance(count)
-
-        def close(self) -> None:
-            """The bar belongs to the stage."""
-
-    def uncounted(iterable: Any, **_: Any) -> Any:
-        return iterable
-
-    replaced: list[tuple[Any, str, Any]] = [
-        (model, "tqdm", Counted),
-        (base, "tqdm", uncounted),
-        (lm_eval.evaluator, "get_git_commit_hash", lambda: ""),
-    ]
-    kept = [(module, name, getattr(module, name, None)) for module, name, _ in replaced]
-    try:
-        for module, name, ours in replaced:
-            setattr(module, name, ours)
-        yield
-    finally:
-        for module, name, theirs in kept:
-            setattr(module, name, theirs)
+def evaluator(recipe: Recipe) -> Evaluator:
+    """What the recipe's ``evaluate.backend`` stands for."""
+    made, options = recipe.plugin("evaluators", recipe.evaluate.backend)
+    built: Evaluator = made(options, recipe.folder)
+    return built
 
 
-def _model_args(model: Path) -> dict[str, Any]:
-    import torch
-
-    on_gpu = torch.cuda.is_available()
-    return {
-        "pretrained": str(model),
-        "dtype": "bfloat16" if on_gpu else "float32",
-        "device": "cuda" if on_gpu else "cpu",
-        "trust_remote_code": False,
-    }
-
-
-def _defines(folder: Path, task: str) -> bool:
-    return any(f"task: {task}" in path.read_text() for path in folder.rglob("*.yaml"))
-
-
-def _near(name: str, known: list[str]) -> list[str]:
-    """A few of lm-eval's thousands of names, to show."""
-    import difflib
-
-    return difflib.get_close_matches(name, known, n=5, cutoff=0.4) or sorted(known)[:5]
+def backend_settings(recipe: Recipe) -> dict[str, Any]:
+    """What of the backend enters a fingerprint: nothing of ``hf``, which was there first."""
+    config = recipe.evaluate.backend
+    if config.type == DEFAULT_EVALUATOR:
+        return {}
+    _, options = recipe.plugin("evaluators", config)
+    versions = evaluator(recipe).versions()
+    return {"backend": {"type": config.type, "options": canonical(options), "versions": versions}}
 
 
 def _metrics(results: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -343,21 +233,9 @@ def evaluation_items(recipe: Recipe) -> Iterator[Item]:
         EvaluationError: A task does not exist, or its items cannot be had here.
     """
     names = [task for task in recipe.evaluate.tasks if task != HELD_OUT]
-    if not names:
-        return
-    _quiet_lm_eval()
-    manager = _task_manager(recipe, names)
-    try:
-        tasks = manager.load(names)["tasks"]
-        for name, task in sorted(tasks.items()):
-            for number, doc in enumerate(task.eval_docs):
-                yield Item(f"{name} item {number}", tuple(_texts_in(doc)))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise EvaluationError(
-            f"decontaminate: the items of {', '.join(names)} cannot be had: "
-            f"{type(error).__name__}: {error}",
-            "A task from the hub needs the network; one of your own, its files in task_dir.",
-        ) from error
+    folder = _task_folder(recipe)
+    for name, number, doc in items_of(names, () if folder is None else (folder,)):
+        yield Item(f"{name} item {number}", tuple(_texts_in(doc)))
 
 
 def _texts_in(value: Any) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""What runs lm-eval on one model; see ``base.py``."""

