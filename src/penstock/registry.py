@@ -21,6 +21,7 @@ from penstock.errors import MissingExtra, PenstockError, RecipeError
 BUILTIN: dict[str, dict[str, str]] = {
     "sources": {
         "files": "penstock.sources.files:FilesSource",
+        "huggingface": "penstock.sources.huggingface:HuggingFaceSource",
         "kafka": "penstock.sources.kafka:KafkaSource",
         "sql": "penstock.sources.sql:SqlSource",
         "delta": "penstock.sources.delta:DeltaSource",

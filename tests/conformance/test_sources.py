@@ -30,6 +30,7 @@ from penstock.sources.base import (
 )
 from penstock.sources.delta import DeltaSource
 from penstock.sources.files import FilesSource
+from penstock.sources.huggingface import HuggingFaceSource
 from penstock.sources.kafka import KafkaSource
 from penstock.sources.rest import RestSource
 from penstock.sources.sql import SqlSource
@@ -150,7 +151,15 @@ def _rest(folder, **options):
     return RestSource(RestSource.Options(**options), folder)
 
 
+def huggingface(folder):
+    (folder / "data").mkdir(exist_ok=True)
+    lines = [json.dumps({"instruction": f"q{i}", "n": i}) for i in range(NUM_ROWS)]
+    (folder / "data" / "train.jsonl").write_text("\n".join(lines))
+    return HuggingFaceSource(HuggingFaceSource.Options(path="data"), folder)
+
+
 CASES = [
+    huggingface,
     *(files_jsonl, files_jsonl_gz, files_csv, files_parquet),
     *(sql_cursor, sql_query_without_key, sql_whole),
     *(delta, delta_cursor),

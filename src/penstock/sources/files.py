@@ -1,4 +1,4 @@
-"""Files on disk: JSON Lines, CSV and Parquet, plain or compressed.
+"""Files on disk and objects in S3: JSON Lines, CSV and Parquet, plain or compressed.
 
 A file is pinned by the SHA-256 of its bytes, so a file that is renamed or
 copied is not read twice and one that is edited is read anew. While it is read,
@@ -19,6 +19,7 @@ from typing import Annotated, BinaryIO, ClassVar, Literal, cast
 from pydantic import BeforeValidator, Field, field_validator
 
 from penstock.errors import SourceError, SourceUnavailable
+from penstock.sources import objects
 from penstock.sources.base import AnyOptions, DeadLetter, Options, Piece, Place, Unit
 from penstock.sources.formats import csv_kinds, read_csv, read_jsonl, read_parquet
 from penstock.sources.lines import DigestingFile, as_utf8, compression, plain_chunks
@@ -48,7 +49,9 @@ class FilesOptions(Options):
             lambda value: [value] if isinstance(value, str) else value,
             json_schema_input_type=str | list[str],
         ),
-    ] = Field(min_length=1, description="Files or globs, relative to the recipe's folder.")
+    ] = Field(
+        min_length=1, description="Files or globs, relative to the recipe's folder, or s3:// URLs."
+    )
     format: Literal["auto", "jsonl", "csv", "parquet"] = Field(
         "auto", description="auto goes by the suffix: .jsonl, .ndjson, .csv or .parquet."
     )
@@ -93,15 +96,24 @@ class FilesSource:
                 continue
             unit = self._pin(label, path)
             units.setdefault(unit.stream, unit)
+        for found in self._objects():
+            self._format(found.url)
+            if found.size_bytes:
+                unit = Unit(found.stream, 1, found.url, found.size_bytes)
+                units.setdefault(unit.stream, unit)
         if not units:
             raise SourceUnavailable(
-                f"There is nothing in {', '.join(sorted(paths))}: 0 bytes.",
+                f"There is nothing in {', '.join(sorted(paths) or self._options.paths)}: 0 bytes.",
                 "Check what writes these files.",
             )
         return tuple(units.values())
 
     def read(self, unit: Unit) -> Iterator[Piece]:
         """Yield a file's rows, and check at the end that it was the pinned file."""
+        if unit.label.startswith(objects.SCHEME):
+            with objects.opened(unit.stream, unit.label) as file:
+                yield from _hopeful(self._pieces(file, file, unit.label), unit.label)
+            return
         changed = SourceUnavailable(
             f"{unit.label} has changed since it was pinned.",
             "Run again to pin it as it is now; do not write to it meanwhile.",
@@ -117,7 +129,9 @@ class FilesSource:
             if _stream(digesting.digest_to_end()) != unit.stream:
                 raise changed
 
-    def _pieces(self, file: BinaryIO, digesting: DigestingFile, label: str) -> Iterator[Piece]:
+    def _pieces(
+        self, file: BinaryIO, digesting: BinaryIO | DigestingFile, label: str
+    ) -> Iterator[Piece]:
         """A file's pieces, read through ``digesting`` where once from front to back will do."""
         format_ = self._format(label)
         kinds = {name: _KINDS[word] for name, word in self._options.types.items()}
@@ -172,6 +186,8 @@ class FilesSource:
         """
         found: dict[str, Path] = {}
         for pattern in self._options.paths:
+            if pattern.startswith(objects.SCHEME):
+                continue
             literal = self._folder / pattern
             if literal.exists():
                 matches = [literal]
@@ -183,6 +199,11 @@ class FilesSource:
                 raise _no_match(pattern, literal, is_glob=glob.has_magic(pattern))
             found |= files
         return found
+
+    def _objects(self) -> Iterator[objects.Object]:
+        for pattern in self._options.paths:
+            if pattern.startswith(objects.SCHEME):
+                yield from objects.find(pattern)
 
     def _label(self, path: Path) -> str:
         plain = Path(os.path.normpath(path))
