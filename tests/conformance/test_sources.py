@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
-from http_api import Api, serving
+from http_api import Api, send_json, serving
 from penstock.sources.base import (
     OFFSET,
     ORIGIN,
@@ -28,6 +28,7 @@ from penstock.sources.base import (
 )
 from penstock.sources.delta import DeltaSource
 from penstock.sources.files import FilesSource
+from penstock.sources.fivetran import FivetranSource
 from penstock.sources.rest import RestSource
 from penstock.sources.sql import SqlSource
 
@@ -106,9 +107,10 @@ def delta_cursor(folder):
 
 
 class _Api:
-    """The address of an API that runs as long as these tests."""
+    """The addresses of APIs that run as long as these tests."""
 
     url = ""
+    fivetran = ""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,8 +119,10 @@ def _api():
     api.rows = [{"id": i, "at": "2026-03-01T12:00:00Z"} for i in range(NUM_ROWS)]
     api.rows[7]["id"] = "seven"
     api.page_size = 5_000
-    with serving(api):
-        _Api.url = api.url
+    done = {"succeeded_at": "2026-03-01T12:00:01Z", "status": {"setup_state": "connected"}}
+    described = {"code": "Success", "data": done}
+    with serving(api), serving(answer=lambda handler, _: send_json(handler, described)) as other:
+        _Api.url, _Api.fivetran = api.url, other.url
         yield
 
 
@@ -136,11 +140,19 @@ def _rest(folder, **options):
     return RestSource(RestSource.Options(**options), folder)
 
 
+def fivetran(folder):
+    options = {"connection": "abc", "api_key": "k", "api_secret": "s", "fresh_s": 10**12}
+    landed = {"url": _database(folder), "table": "rows", "cursor": "at"}
+    options |= {"base_url": _Api.fivetran, "sql": landed}
+    return FivetranSource(FivetranSource.Options(**options), folder)
+
+
 CASES = [
     *(files_jsonl, files_jsonl_gz, files_csv, files_parquet),
     *(sql_cursor, sql_query_without_key, sql_whole),
     *(delta, delta_cursor),
     *(rest_cursor, rest_whole),
+    fivetran,
 ]
 
 
