@@ -15,6 +15,7 @@ class Api:
         page_size: Rows a page.
         requests: Path and parameters of each request.
         headers: Of each request.
+        bodies: Of each request that had one.
         faults: Taken one a request before it is answered: a function of the handler that
             answers it in another way, or None.
     """
@@ -24,6 +25,7 @@ class Api:
         self.page_size = 100
         self.requests = []
         self.headers = []
+        self.bodies = []
         self.faults = []
         self.url = ""
 
@@ -103,7 +105,7 @@ def serving(api=None, answer=None):
                 (answer or api.page)(self, query)
 
         def do_POST(self):
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            api.bodies.append(self.rfile.read(int(self.headers.get("Content-Length", 0))))
             self.do_GET()
 
         def log_message(self, *_):

@@ -26,6 +26,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "sql": "penstock.sources.sql:SqlSource",
         "delta": "penstock.sources.delta:DeltaSource",
         "rest": "penstock.sources.rest:RestSource",
+        "fivetran": "penstock.sources.fivetran:FivetranSource",
     },
     "features": {
         "feast": "penstock.features.feast:FeastStore",

@@ -18,7 +18,7 @@ import pytest
 from deltalake import write_deltalake
 
 import kafka_broker
-from http_api import Api, serving
+from http_api import Api, send_json, serving
 from penstock.sources.base import (
     OFFSET,
     ORIGIN,
@@ -30,6 +30,7 @@ from penstock.sources.base import (
 )
 from penstock.sources.delta import DeltaSource
 from penstock.sources.files import FilesSource
+from penstock.sources.fivetran import FivetranSource
 from penstock.sources.huggingface import HuggingFaceSource
 from penstock.sources.kafka import KafkaSource
 from penstock.sources.rest import RestSource
@@ -121,9 +122,10 @@ def delta_cursor(folder):
 
 
 class _Api:
-    """The address of an API that runs as long as these tests."""
+    """The addresses of APIs that run as long as these tests."""
 
     url = ""
+    fivetran = ""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,8 +134,10 @@ def _api():
     api.rows = [{"id": i, "at": "2026-03-01T12:00:00Z"} for i in range(NUM_ROWS)]
     api.rows[7]["id"] = "seven"
     api.page_size = 5_000
-    with serving(api):
-        _Api.url = api.url
+    done = {"succeeded_at": "2026-03-01T12:00:01Z", "status": {"setup_state": "connected"}}
+    described = {"code": "Success", "data": done}
+    with serving(api), serving(answer=lambda handler, _: send_json(handler, described)) as other:
+        _Api.url, _Api.fivetran = api.url, other.url
         yield
 
 
@@ -158,6 +162,13 @@ def huggingface(folder):
     return HuggingFaceSource(HuggingFaceSource.Options(path="data"), folder)
 
 
+def fivetran(folder):
+    options = {"connection": "abc", "api_key": "k", "api_secret": "s", "fresh_s": 10**12}
+    landed = {"url": _database(folder), "table": "rows", "cursor": "at"}
+    options |= {"base_url": _Api.fivetran, "sql": landed}
+    return FivetranSource(FivetranSource.Options(**options), folder)
+
+
 CASES = [
     huggingface,
     *(files_jsonl, files_jsonl_gz, files_csv, files_parquet),
@@ -165,6 +176,7 @@ CASES = [
     *(delta, delta_cursor),
     *(rest_cursor, rest_whole),
     kafka,
+    fivetran,
 ]
 
 
