@@ -80,7 +80,7 @@ class HuggingFaceSource:
 
     def read(self, unit: Unit) -> Iterator[Piece]:
         """Yield the split's rows in their order."""
-        if self._options.path is not None and unit != self.snapshot()[0]:
+        if self._options.path is not None and unit.stream != self.snapshot()[0].stream:
             raise SourceError(
                 f"{unit.label} has changed since it was pinned.", "Run again to pin it as it is."
             )
