@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -41,7 +42,7 @@ from penstock.engines.groups import (
     without_ordinal,
 )
 from penstock.engines.spool import BATCH_BYTES, Spool, cut, recut
-from penstock.errors import PenstockError
+from penstock.errors import EngineError, PenstockError
 from penstock.sources.base import Options, Place
 from penstock.transforms.base import KeyedTransform, RowTransform
 
@@ -89,15 +90,14 @@ class Work:
     num_buckets: int = 1
 
     def __call__(self, parcels: pa.Table) -> pa.Table:
-        """Work on parcels; an error of Penstock's own becomes a parcel too."""
+        """Work on parcels; an error becomes a parcel too, so that it is said as it was."""
         failed = parcels.filter(pc.equal(parcels["kind"], "error"))
         if failed.num_rows:
             return failed.select(PARCELS.names).cast(PARCELS)
         try:
             return _table_of(self._parcels(parcels))
-        except PenstockError as error:
-            said = [type(error).__name__, error.message, error.hint]
-            return _table_of([_Parcel(0, 0, "error", json.dumps(said).encode())])
+        except Exception as error:
+            return _table_of([_Parcel(0, 0, "error", json.dumps(_said(error)).encode())])
 
     def _parcels(self, parcels: pa.Table) -> Iterator[_Parcel]:
         transform = _opened(self.transform, self.paths)
@@ -168,6 +168,18 @@ def _table_of(parcels: Iterable[_Parcel]) -> pa.Table:
     columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * len(PARCELS)
     arrays = [pa.array(c, f.type) for c, f in zip(columns, PARCELS, strict=True)]
     return pa.table(arrays, schema=PARCELS)
+
+
+def _said(error: Exception) -> tuple[str, str, str]:
+    """An error's class, message and hint; of a bug, also where it is."""
+    if isinstance(error, PenstockError):
+        return type(error).__name__, error.message, error.hint
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        EngineError.__name__,
+        f"A transform failed: {type(error).__name__}: {error}",
+        f"It was in {frame.filename}, line {frame.lineno}; `prepare.engine: local` shows the way.",
+    )
 
 
 @lru_cache(maxsize=8)
