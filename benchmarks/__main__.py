@@ -11,6 +11,7 @@ COMMANDS = (
     ["-m", "benchmarks.rows"],
     ["benchmarks/generation.py"],
     ["benchmarks/gateway.py"],
+    ["benchmarks/gate_calibration.py"],
     ["benchmarks/crash.py", "--points", "1000"],
 )
 
