@@ -51,8 +51,8 @@ def gate(
 
     floors, ceilings = _short_bounds(context)
     policy = gates.GatePolicy(
-        min=_pairs("--min", [*(min_ or []), *floors]),
-        max=_pairs("--max", [*(max_ or []), *ceilings]),
+        min=pairs("--min", [*(min_ or []), *floors]),
+        max=pairs("--max", [*(max_ or []), *ceilings]),
         max_regression=max_regression,
         alpha=alpha,
         on_inconclusive=_choice("--on-inconclusive", on_inconclusive, ("block", "point_estimate")),
@@ -115,7 +115,8 @@ def _short_bounds(context: typer.Context) -> tuple[list[str], list[str]]:
     return bounds["--min-"], bounds["--max-"]
 
 
-def _pairs(flag: str, items: list[str] | None) -> dict[str, float]:
+def pairs(flag: str, items: list[str] | None) -> dict[str, float]:
+    """TASK=NUMBER words as a mapping."""
     out = {}
     for item in items or []:
         key, _, value = item.rpartition("=")

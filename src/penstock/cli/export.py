@@ -1,0 +1,64 @@
+"""The pipeline in other tools' own words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from penstock.cli.gate import pairs
+
+app = typer.Typer()
+export_app = typer.Typer(help="Write files for other tools.", no_args_is_help=True)
+app.add_typer(export_app, name="export")
+
+
+@export_app.command("github")
+def export_github(
+    output: Annotated[Path | None, typer.Option(help="Null is where GitHub looks for it.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="lm-eval tasks, with commas between.")] = None,
+    min_: Annotated[list[str] | None, typer.Option("--min", help="TASK=FLOOR. Repeatable.")] = None,
+    max_regression: Annotated[
+        float | None, typer.Option(help="What may be lost against what serves.")
+    ] = None,
+    model_name: Annotated[str | None, typer.Option(help="Stands in the form already.")] = None,
+    stage: Annotated[str | None, typer.Option(help="The alias that is moved.")] = None,
+    backend: Annotated[str | None, typer.Option(help="lm-eval's --model.")] = None,
+    model_args: Annotated[str | None, typer.Option(help="lm-eval's --model_args.")] = None,
+    task_dir: Annotated[str | None, typer.Option(help="Task YAMLs in the repository.")] = None,
+    labels: Annotated[str | None, typer.Option(help="The runner's, with commas between.")] = None,
+    penstock: Annotated[str | None, typer.Option(help="What pip installs for penstock.")] = None,
+    lm_eval: Annotated[str | None, typer.Option(help="What pip installs to evaluate.")] = None,
+    timeout_minutes: Annotated[int | None, typer.Option(help="Of the whole job.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite changes made by hand.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail on drift.")] = False,
+) -> None:
+    """Write a GitHub Actions workflow: evaluate a version, gate it, promote it if it passed."""
+    from penstock import printing
+    from penstock.orchestrators import github
+
+    given = {
+        "tasks": None if tasks is None else tuple(tasks.split(",")),
+        "min": pairs("--min", min_) if min_ else None,
+        "max_regression": max_regression,
+        "model_name": model_name,
+        "stage": stage,
+        "backend": backend,
+        "model_args": model_args,
+        "task_dir": task_dir,
+        "labels": None if labels is None else tuple(labels.split(",")),
+        "penstock": penstock,
+        "lm_eval": lm_eval,
+        "timeout_minutes": timeout_minutes,
+    }
+    options = github.WorkflowOptions.checked(
+        **{name: value for name, value in given.items() if value is not None}
+    )
+    path = output or github.PATH
+    if check:
+        github.check(options, path)
+        printing.note(f"{path} is up to date")
+        return
+    written = github.write(options, path, force)
+    printing.note(f"{path} {'is written' if written else 'is up to date'}")
