@@ -79,7 +79,8 @@ def _run(job: Job) -> dict[str, Any]:
         raise EvaluationError(
             "The evaluation tasks have changed since this run began.", "Start another run."
         )
-    model = check_model(job.input_folder("train") / MODEL)
+    digest = job.inputs["train"].summary["model_digest"]
+    model = check_model(job.input_folder("train") / MODEL, digest)
     tasks = job.recipe.evaluate.tasks
     evaluation = _evaluation(job, model)
     with job.progress.track(f"evaluate {', '.join(tasks)}") as advance:
