@@ -57,11 +57,11 @@ _SEEN_BY = {
     "train": "Seen by train. `base`, `base_revision` and `continue_from_production` enter as the identity of the "
     "model they choose. The `continue_*` keys replace the plain ones when training continues from production.",
     "evaluate": "Seen by evaluate, for the candidate and for the baseline. The files in `task_dir` enter by "
-    "their digest.",
+    "their digest. [Evaluate](how-to/evaluation.md) explains the backends.",
     "gate": "Seen by gate. [Judge lm-eval results](how-to/gate-lm-eval-results.md) explains names and margins.",
     "register": "Seen by register and deploy.",
     "deploy": "Seen by deploy.",
-    "serve": "Read by `penstock serve` alone. [Serve](how-to/serve.md) explains it.",
+    "serve": "Read by `penstock serve`, and by register, which tries `backend`. [Serve](how-to/serve.md) explains it.",
 }
 
 # Not a place, and yet in no stage's settings.

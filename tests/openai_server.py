@@ -6,7 +6,7 @@
 import json
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 NAMED = "tiny-model"
@@ -100,16 +100,16 @@ class _Handler(BaseHTTPRequestHandler):
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
         try:
-            failed = server.fail and server.fail(self.path, body)
-            if failed:
-                self._send(*failed)
-            elif body["model"] != server.name:
-                self._send(404, json.dumps({"error": {"message": f"no model {body['model']}"}}))
-            else:
-                self._send(200, json.dumps(self._answer(body)))
+            answer = server.fail and server.fail(self.path, body)
+            if not answer and body["model"] != server.name:
+                answer = 404, json.dumps({"error": {"message": f"no model {body['model']}"}})
+            answer = answer or (200, json.dumps(self._answer(body)))
         finally:
             with server.lock:
                 server.at_once -= 1
+        # The client may have gone: an evaluation that fails waits for nobody.
+        with suppress(ConnectionError):
+            self._send(*answer)
 
     def _answer(self, body):
         server = self.server

@@ -497,6 +497,11 @@ class Serve(Section):
     backend_options: dict[str, Any] = Field(
         default_factory=dict, description="Passed to the backend; listed below."
     )
+    try_before_promotion: bool = Field(
+        True,
+        description="A model that passed the gate is loaded in `backend` and answers one prompt, "
+        "or it is not registered.",
+    )
     embedding: Embedding | None = Field(Embedding(), description="Null turns `/v1/embeddings` off.")
     max_queue: int = Field(64, ge=0, description="Requests that wait; the next get HTTP 429.")
     max_concurrency: int = Field(16, ge=1, description="Requests computed at once.")

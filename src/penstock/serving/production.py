@@ -43,7 +43,7 @@ class LedgerPointers:
 
 def serve_config(recipe: Recipe, store: Store) -> ServeConfig:
     """The recipe's serve section for one model, with conversions kept in the store."""
-    settings = recipe.serve.model_dump()
+    settings = recipe.serve.model_dump(exclude={"try_before_promotion"})
     embedding = recipe.serve.embedding
     if embedding is not None and embedding.folder is not None:
         settings["embedding"]["folder"] = recipe.folder / embedding.folder

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from penstock.errors import StalePromotion
+from penstock.errors import LedgerError, StalePromotion
 from penstock.promotion import Production
 from penstock.recipe import Recipe
 from penstock.stages.base import Job, Pinned, Stage
+from penstock.stages.train import check_model
 from penstock.tracking import Tracker
 
 
@@ -32,9 +33,29 @@ def _run(job: Job) -> dict[str, Any]:
                 f"but {serving} serves now.",
                 "The comparison is repeated.",
             )
+        _check_tested(job, version)
         reason = f"gate {verdict['verdict']}: {verdict['reason']}"
         job.ledger.move_pointer(name, alias, version, pointer, "promote", reason, job.run_id)
     return {"version": version, "message": f"{name} version {version} promoted to {alias}"}
+
+
+def _check_tested(job: Job, version: int) -> None:
+    """The files about to serve are byte for byte those that were evaluated.
+
+    Raises:
+        LedgerError: The version is another model than the one the verdict is about.
+        StoreError: Its files have changed since.
+    """
+    model = job.ledger.model(job.recipe.model_name, version)
+    tested = job.ledger.find(job.inputs["gate"].inputs["evaluate"])
+    if tested is None or tested.summary["model_digest"] != model.digest:
+        found = "nothing" if tested is None else tested.summary["model_digest"][:16]
+        raise LedgerError(
+            f"{model.name} version {version} has the digest {model.digest[:16]}, but the gate "
+            f"judged {found}.",
+            "Run again: the gate judges what is there now.",
+        )
+    check_model(job.store.root / model.path, model.digest)
 
 
 def _reconcile(job: Job) -> None:

@@ -90,7 +90,8 @@ def uses_examples(recipe: Recipe) -> bool:
 
 def _run(job: Job) -> dict[str, Any]:
     check_tasks(job)
-    model = check_model(job.input_folder("train") / MODEL)
+    digest = job.inputs["train"].summary["model_digest"]
+    model = check_model(job.input_folder("train") / MODEL, digest)
     tasks = job.recipe.evaluate.tasks
     evaluation = _evaluation(job, model)
     with job.progress.track(f"evaluate {', '.join(tasks)}") as advance:

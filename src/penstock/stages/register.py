@@ -1,4 +1,9 @@
-"""Register: a model that passed the gate becomes a version with a number."""
+"""Register: a model that passed the gate becomes a version with a number.
+
+Being registered means that it may serve, so before that it is loaded in the
+serving backend and answers one prompt: a model that only lm-eval can read is no
+model to promote.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from typing import Any
 from penstock.ledger import ModelVersion
 from penstock.recipe import Recipe
 from penstock.stages.base import Job, Pinned, Stage
+from penstock.stages.smoke import try_serving
 from penstock.stages.train import MODEL, check_model
 from penstock.tracking import Tracker
 
@@ -22,11 +28,14 @@ def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
 
 def _run(job: Job) -> dict[str, Any]:
     trained = job.inputs["train"]
-    folder = check_model(job.store.folder(trained) / MODEL)
+    digest = trained.summary["model_digest"]
+    folder = check_model(job.store.folder(trained) / MODEL, digest)
     name = job.recipe.model_name
+    if job.recipe.serve.try_before_promotion:
+        try_serving(job.recipe, job.store, folder, digest)
     version = Tracker(job.recipe, job.store).register(
         name,
-        trained.summary["model_digest"],
+        digest,
         folder,
         trained.summary["mlflow_run"],
         {"penstock.run": trained.run_id, "penstock.train": trained.fingerprint},
@@ -36,7 +45,7 @@ def _run(job: Job) -> dict[str, Any]:
             name=name,
             version=version,
             train_fingerprint=trained.fingerprint,
-            digest=trained.summary["model_digest"],
+            digest=digest,
             path=f"{trained.path}/{MODEL}",
             run_id=trained.run_id,
             data_version=data_version(dict(trained.summary["data"])),

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from penstock.artifacts import (
+    MANIFEST,
     damaged_files,
     digest_of,
     file_digest,
@@ -68,13 +69,19 @@ def named_base(recipe: Recipe) -> Base | None:
     return Base(name, f"{name}@{revision}", name, revision)
 
 
-def check_model(folder: Path) -> Path:
+def check_model(folder: Path, digest: str | None = None) -> Path:
     """The same folder, once every file in it is found to be what was trained.
+
+    Args:
+        folder: A model's files, with their manifest.
+        digest: Of the manifest, so that a manifest rewritten with the files is found too.
 
     Raises:
         StoreError: A file is missing, or is not what it was.
     """
     damaged = damaged_files(folder)
+    if not damaged and digest is not None and file_digest(folder / MANIFEST) != digest:
+        damaged = [MANIFEST]
     if damaged:
         raise StoreError(
             f"{folder} is damaged: {', '.join(damaged)}.",
