@@ -334,6 +334,29 @@ def test_a_candidate_is_compared_again_when_another_version_serves_by_now(second
     assert report.artifacts["gate"].summary["baseline_version"] == 2
 
 
+def test_an_alias_moved_by_hand_stops_the_next_deploy_until_it_is_settled(second):
+    production = models.production(opened(second))
+    production.registry.set_alias("tiny", "production", 1)
+    with pytest.raises(LedgerError, match="was moved by hand: it is version 1"):
+        run(second, ingest__min_new_examples=0)
+    with pytest.raises(LedgerError, match="was moved by hand"):
+        models.rollback(opened(second), None, "for the test")
+    assert pointer(second) == Pointer(2, 2)
+    assert alias_in_mlflow(second) == [(1,)]
+    production.settle("ledger", "for the test")
+    assert alias_in_mlflow(second) == [(2,)]
+    assert run(second, ingest__min_new_examples=0)[0].status == "SUCCEEDED"
+
+
+def test_a_mirror_that_was_lost_in_a_crash_is_mended_by_the_next_deploy(second):
+    pipeline = opened(second)
+    # Killed after the pointer had moved and before MLflow heard of it.
+    pipeline.ledger.move_pointer("tiny", "production", 1, Pointer(2, 2), "rollback", "for the test")
+    assert alias_in_mlflow(second) == [(2,)]
+    run(second, ingest__min_new_examples=0)
+    assert alias_in_mlflow(second) == [(1,)]
+
+
 @pytest.mark.parametrize("needed", [20, 0])
 def test_a_rolled_back_version_is_not_promoted_again_by_an_unchanged_rerun(second, needed):
     models.rollback(opened(second), None, "users complained")

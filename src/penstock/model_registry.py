@@ -75,7 +75,10 @@ class ModelRegistry:
 
     @property
     def identity(self) -> str:
-        """Which registry this is, without credentials."""
+        """Which registry this is, without credentials; a file keeps its identity when it moves."""
+        scheme, _, place = self._registry_uri.partition("://")
+        if scheme == "sqlite":
+            return f"sqlite {Path(place).name}"
         return without_password(self._registry_uri)
 
     def version(self, name: str, version: int) -> RegisteredVersion:
