@@ -444,3 +444,12 @@ def test_rows_that_begin_elsewhere_than_the_stream_stands_are_not_appended(table
     assert table.append_once(Position("a", 9), SCHEMA, rows, after=-1) is False
     assert table.append_once(Position("a", 9), SCHEMA, rows, after=5) is True
     assert table.position("a") == 9
+
+
+def test_a_table_that_would_forget_its_positions_is_not_written_and_says_why(table):
+    append(table, "a", 1, [1])
+    DeltaTable(table.path).alter.set_table_properties(
+        {"delta.setTransactionRetentionDuration": "interval 1 day"}
+    )
+    with pytest.raises(StoreError, match="forgets which positions it has taken"):
+        append(table, "a", 2, [2])

@@ -27,6 +27,8 @@ from penstock.errors import StoreError
 VERSION = "_version"  # int64: the version that brought the row
 ROW = "_row"  # int64: its place among the rows of that version
 BATCH_ROWS = 16_384
+# A table property that lets Delta drop the entries that make ingest exactly-once.
+_FORGETS = "delta.setTransactionRetentionDuration"
 FILE_BYTES = 256 << 20  # of rows in memory, before Parquet makes them smaller
 
 
@@ -151,7 +153,16 @@ class Table:
 
         if not (self.path / "_delta_log").exists():
             return None
-        return DeltaTable(self.path) if DeltaTable.is_deltatable(str(self.path)) else None
+        if not DeltaTable.is_deltatable(str(self.path)):
+            return None
+        handle = DeltaTable(self.path)
+        if _FORGETS in handle.metadata().configuration:
+            raise StoreError(
+                f"Table {self.path} has {_FORGETS} set: it forgets which positions it has "
+                "taken, and everything would be ingested again.",
+                "Take the property off the table: ALTER TABLE ... UNSET TBLPROPERTIES.",
+            )
+        return handle
 
     def _try_append(
         self,

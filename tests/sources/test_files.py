@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import json
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -238,3 +239,16 @@ def test_where_the_files_are_stays_out_of_the_fingerprint(tmp_path):
     there = FilesSource.Options(paths=["/there/a.jsonl"])
     assert canonical(here) == canonical(there)
     assert canonical(here) != canonical(FilesSource.Options(paths="x", format="csv"))
+
+
+def test_a_small_file_that_unpacks_to_a_huge_line_is_one_letter_in_bounded_memory(tmp_path):
+    packed = gzip.compress(b'{"x": "' + b"a" * (200 << 20) + b'"}\n{"x": "fine"}\n')
+    write(tmp_path, "bomb.jsonl.gz", packed)
+    assert len(packed) < 1 << 20
+    tracemalloc.start()
+    rows, (letter,) = rows_of(source(tmp_path, "*.gz"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [row["x"] for row in rows] == ["fine"]
+    assert "longer than" in letter.reason
+    assert peak < 150 << 20
