@@ -11,12 +11,14 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import psutil
 import pyarrow as pa
 from pydantic import Field
 
@@ -121,7 +123,7 @@ class _Ray:
     def _join(self, address: str | None, num_cpus: int | None) -> None:
         own = address is None or address == "local"
         # Short: the sockets' paths in it may have 107 characters.
-        folder = Path(tempfile.mkdtemp(prefix="pen-ray-")) if own else None
+        folder = _folder() if own else None
         self._end = weakref.finalize(self, _leave, self.ray, folder)
         where: dict[str, Any] = {"address": address}
         if folder is not None:
@@ -129,6 +131,8 @@ class _Ray:
             where["_temp_dir"] = str(folder)
             _give_token()
         try:
+            if folder is None:
+                _check_open(str(address))
             self.ray.init(logging_level=logging.ERROR, log_to_driver=False, **where)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             self.stop()
@@ -137,6 +141,26 @@ class _Ray:
                 "Check prepare.engine.address and RAY_ADDRESS, or leave both out to "
                 "start Ray here.",
             ) from error
+
+
+def _folder() -> Path:
+    """A folder for a Ray of our own; those of processes that were killed go."""
+    for path in Path(tempfile.gettempdir()).glob("pen-ray-*-*"):
+        pid = path.name.split("-")[2]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"pen-ray-{os.getpid()}-"))
+
+
+def _check_open(address: str) -> None:
+    """Ray itself tries for minutes; whether anybody is there is known at once.
+
+    Raises:
+        OSError: Nobody is.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _leave(ray: Any, folder: Path | None) -> None:
