@@ -165,8 +165,13 @@ def test_log_likelihoods_are_those_of_transformers(measured, reference, task):
 def test_answers_are_those_of_transformers_and_end_where_the_task_says(measured, reference):
     ours, theirs = by_item(measured[0], "free"), by_item(reference, "free")
     for doc_id, sample in theirs.items():
-        assert ours[doc_id]["resps"] == sample["resps"]
+        # vLLM keeps the first half of a character back, transformers shows it as �.
+        assert _whole(ours[doc_id]) == _whole(sample)
     assert not any("j" in sample["resps"][0][0] for sample in ours.values())
+
+
+def _whole(sample):
+    return sample["resps"][0][0].rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 def test_a_function_in_a_task_is_called(measured, reference):
