@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -47,8 +48,12 @@ def main(path: Path, work: Path, min_characters: int, ngram: int) -> None:
         str(work / name) for name in ("cleaned", "signatures", "buckets", "removed", "kept")
     )
 
+    passes = itertools.count()
+
     def run(*steps: object, tasks: int = 1) -> None:
-        LocalPipelineExecutor(pipeline=list(steps), tasks=tasks, workers=1).run()
+        # Its logs would otherwise go to the folder it was started in.
+        logs = str(work / "logs" / str(next(passes)))
+        LocalPipelineExecutor(pipeline=list(steps), tasks=tasks, workers=1, logging_dir=logs).run()
 
     run(
         JsonlReader(str(path.parent), glob_pattern=path.name),
