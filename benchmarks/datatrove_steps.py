@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -47,8 +48,11 @@ def main(path: Path, work: Path, min_characters: int, ngram: int) -> None:
         str(work / name) for name in ("cleaned", "signatures", "buckets", "removed", "kept")
     )
 
+    numbers = itertools.count()
+
     def run(*steps: object, tasks: int = 1) -> None:
-        LocalPipelineExecutor(pipeline=list(steps), tasks=tasks, workers=1).run()
+        logs = work / "logs" / str(next(numbers))
+        LocalPipelineExecutor(list(steps), tasks, workers=1, logging_dir=str(logs)).run()
 
     run(
         JsonlReader(str(path.parent), glob_pattern=path.name),
