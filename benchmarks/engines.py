@@ -230,7 +230,7 @@ def main() -> None:
     """Measure and print both tables, or one measurement in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sizes", type=int, nargs="*", default=[100_000, 1_000_000])
-    parser.add_argument("--documents", type=int, default=50_000)
+    parser.add_argument("--documents", type=int, default=10_000)
     parser.add_argument("--engine", choices=ENGINES)
     parser.add_argument("--documents-of", type=Path)
     options = parser.parse_args()

@@ -354,16 +354,27 @@ class TestConversion:
         assert [path.name for path in tmp_path.iterdir()] == [first.name]
         assert {path.name for path in first.iterdir()} >= {"model.bin", "config.json"}
 
-    def test_what_a_killed_process_left_is_swept_once_it_is_old(self, folders, tmp_path):
+    def test_what_a_killed_process_left_is_swept_and_what_lives_elsewhere_once_it_is_old(
+        self, folders, tmp_path
+    ):
+        from penstock.ledger import this_process
         from penstock.serving.backends.ctranslate2 import converted_model
 
-        old, young = tmp_path / ".converting-old", tmp_path / ".converting-young"
-        old.mkdir()
-        young.mkdir()
-        os.utime(old, (0, 0))
+        left = {
+            "dead": f"{this_process()}0",  # born at another time, so not this process
+            "mine": this_process(),
+            "old": "elsewhere:1:1",
+            "young": "elsewhere:1:2",
+        }
+        folders_left = {key: tmp_path / f".converting-{name}-0" for key, name in left.items()}
+        for folder in folders_left.values():
+            folder.mkdir()
+        os.utime(folders_left["old"], (0, 0))
+        for _ in range(2):  # also when there is nothing to convert
+            converted_model(ModelFiles(folders[0] / "random", tmp_path))
+            folders_left["dead"].mkdir(exist_ok=True)
         converted_model(ModelFiles(folders[0] / "random", tmp_path))
-        assert not old.exists()
-        assert young.exists()
+        assert [key for key, folder in folders_left.items() if folder.exists()] == ["mine", "young"]
 
 
 class TestEmbedding:

@@ -79,6 +79,7 @@ _AT_FDCWD = -100
 _RANDOM = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|(?<=/tmp)[a-z0-9_]{8}"
     r"|(?<=[0-9a-f]{20}\.)[0-9a-f]{8}|(?<=\.probe-)\d+|(?<=\.tmp)\w{6}$|\b[0-9a-f]{32,64}\b"
+    r"|(?<=\.converting-)[^/]+"  # names the process
 )
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.errors import ServingError
+from penstock.ledger import is_dead, this_process
 from penstock.registry import require
 from penstock.serving.backends.base import Capability, Chunk, Generation, ModelFiles
 from penstock.serving.backends.options import read_options
@@ -29,7 +30,8 @@ from penstock.serving.model_text import ModelText, go_offline
 # CTranslate2 computes a batch's common prompt length at once and replays the
 # rest of longer prompts token by token: this bounds the replay.
 _MAX_SPREAD_TOKENS = 64
-# A conversion that is older than this and not finished belongs to a dead process.
+_CONVERTING = ".converting-"
+# A conversion of another host that is older than this and not finished is given up.
 _STALE_CONVERSION_S = 3_600
 _RANDOM_SEED = 2**32 - 1  # CTranslate2's own word for "seed from the machine's entropy"
 # CTranslate2's seed is one global, read when a thread draws its first number.
@@ -196,11 +198,11 @@ def converted_model(files: ModelFiles) -> Path:
     """
     version = require("ctranslate2", "serve").__version__
     target = files.cache / f"ctranslate2-{version}-float32"
+    _sweep_dead_conversions(files.cache)
     if target.is_dir():
         return target
     files.cache.mkdir(parents=True, exist_ok=True)
-    _sweep_dead_conversions(files.cache)
-    staged = files.cache / f".converting-{uuid.uuid4().hex}"
+    staged = files.cache / f"{_CONVERTING}{this_process()}-{uuid.uuid4().hex}"
     try:
         _convert(files.folder, staged)
         _rename_once(staged, target)
@@ -241,6 +243,14 @@ def _rename_once(staged: Path, target: Path) -> None:
 
 
 def _sweep_dead_conversions(cache: Path) -> None:
-    for staged in cache.glob(".converting-*"):
-        if time.time() - staged.stat().st_mtime > _STALE_CONVERSION_S:
+    for staged in cache.glob(f"{_CONVERTING}*"):
+        holder = staged.name.removeprefix(_CONVERTING).rpartition("-")[0]
+        if is_dead(holder) or _age_s(staged) > _STALE_CONVERSION_S:
             shutil.rmtree(staged, ignore_errors=True)
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:  # just now renamed, or swept by another process
+        return 0.0
