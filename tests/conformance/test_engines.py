@@ -49,27 +49,19 @@ CASES = [local, local_short_of_memory, local_with_many_buckets]
 
 
 def ray(scratch, _):
-    return RayEngine(scratch, parcel_bytes=2_000)
-
-
-def ray_with_many_buckets(scratch, _):
     return RayEngine(scratch, parcel_bytes=1_000, bucket_bytes=1_500)
 
 
 def spark(scratch, session):
-    return SparkEngine(scratch, parcel_bytes=2_000, session=session)
-
-
-def spark_with_many_buckets(scratch, session):
     return SparkEngine(scratch, parcel_bytes=1_000, bucket_bytes=1_500, session=session)
 
 
 # Engines of several processes take seconds for each pass, however few the rows.
-FAR_CASES = [ray, ray_with_many_buckets, spark, spark_with_many_buckets]
+FAR_CASES = [ray, spark]
 FAR = settings(UNHURRIED, max_examples=2, derandomize=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def started_ray(tmp_path_factory):
     pytest.importorskip("ray")
     first = RayEngine(tmp_path_factory.mktemp("ray"), num_cpus=2)
@@ -77,7 +69,7 @@ def started_ray(tmp_path_factory):
     first.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def started_spark(tmp_path_factory):
     reason = spark_environment.missing()
     if reason:
@@ -91,8 +83,7 @@ def started_spark(tmp_path_factory):
 def built(case, request, scratch):
     if case in CASES:
         return case(scratch)
-    name = case.__name__.split("_")[0]
-    return case(scratch, request.getfixturevalue(f"started_{name}"))
+    return case(scratch, request.getfixturevalue(f"started_{case.__name__}"))
 
 
 def far_cases():
