@@ -10,6 +10,7 @@ from penstock.errors import LedgerError
 from penstock.ledger import ModelVersion, Pointer
 from penstock.model_files import arrive
 from penstock.promotion import Production
+from penstock.stages.train import check_model
 from penstock.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -30,7 +31,15 @@ def production(pipeline: Pipeline, name: str | None = None, alias: str | None = 
 
 
 def promote(pipeline: Pipeline, name: str | None, version: int, reason: str) -> Pointer:
-    """Point production at a registered version; see ``Production.promote``."""
+    """Point production at a registered version; see ``Production.promote``.
+
+    Raises:
+        StoreError: The version's files are not what was tested.
+    """
+    model = pipeline.ledger.model(name or pipeline.recipe.model_name, version)
+    folder = pipeline.store.root / model.path
+    if folder.is_dir():  # a version that came without a recipe has its files elsewhere
+        check_model(folder, model.digest)
     return production(pipeline, name).promote(version, reason)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import openai_server
 import tiny_project
+from penstock import models
 from penstock.artifacts import MANIFEST, damaged_files, write_manifest
 from penstock.errors import EvaluationError, LedgerError, RecipeError, ServingError, StoreError
 from penstock.pipeline import open_pipeline
@@ -182,6 +183,14 @@ def test_bytes_that_changed_between_registration_and_promotion_are_not_promoted(
     with pytest.raises(StoreError, match=r"damaged: model.safetensors"):
         run(project)
     assert (versions(project), serving(project)) == ([1], None)
+
+
+def test_bytes_that_changed_are_not_promoted_by_hand_either(project):
+    run(project, until="register")
+    flip_a_byte(model_folder(project) / "model.safetensors")
+    with pytest.raises(StoreError, match=r"damaged: model.safetensors"):
+        models.promote(opened(project), None, 1, "because")
+    assert serving(project) is None
 
 
 def test_a_verdict_about_another_model_promotes_nothing(project):
