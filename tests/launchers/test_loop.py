@@ -8,17 +8,21 @@ import torch
 
 import tiny_training
 from penstock.launchers.checkpoints import newest_checkpoint
-from penstock.launchers.loop import train
 
 pytestmark = pytest.mark.slow
-NO_REPORT = lambda *_: None  # noqa: E731
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def train():
+    with tiny_training.alone() as train:
+        yield train
+
+
+@pytest.fixture(scope="module")
+def undisturbed(train, tmp_path_factory):
     """A training from start to end, and what it came to."""
     training = tiny_training.training(tmp_path_factory.mktemp("undisturbed"))
-    return training, train(training, NO_REPORT)
+    return training, train(training)
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +56,11 @@ def assert_same(training, trained, other_training, other):
 
 @pytest.mark.parametrize("step", [5, 11, 13, 20])
 def test_a_training_killed_in_any_epoch_ends_where_an_undisturbed_one_does(
-    undisturbed, tmp_path, step
+    train, undisturbed, tmp_path, step
 ):
     disturbed = again(undisturbed[0], tmp_path)
     tiny_training.killed_at(disturbed, step)
-    resumed = train(disturbed, NO_REPORT)
+    resumed = train(disturbed)
     assert resumed.resumed_from_step == (step - 1) // 3 * 3
     assert_same(*undisturbed, disturbed, resumed)
 
@@ -72,42 +76,42 @@ def test_a_training_killed_in_any_epoch_ends_where_an_undisturbed_one_does(
 )
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "manifest.json"])
 def test_a_damaged_checkpoint_is_left_out_for_the_one_before(
-    undisturbed, killed, tmp_path, damage, name
+    train, undisturbed, killed, tmp_path, damage, name
 ):
     disturbed = copy(killed, tmp_path)
     damage(disturbed.checkpoints / "checkpoint-9" / name)
-    resumed = train(disturbed, NO_REPORT)
+    resumed = train(disturbed)
     assert resumed.resumed_from_step == 6
     assert_same(*undisturbed, disturbed, resumed)
 
 
-def test_without_any_whole_checkpoint_a_training_begins_anew(undisturbed, killed, tmp_path):
+def test_without_any_whole_checkpoint_a_training_begins_anew(train, undisturbed, killed, tmp_path):
     disturbed = copy(killed, tmp_path)
     for checkpoint in disturbed.checkpoints.glob("checkpoint-*"):
         (checkpoint / "trainer_state.json").write_text("{")
-    resumed = train(disturbed, NO_REPORT)
+    resumed = train(disturbed)
     assert resumed.resumed_from_step == 0
     assert_same(*undisturbed, disturbed, resumed)
 
 
-def test_gradient_accumulation_is_resumed_too(tmp_path):
+def test_gradient_accumulation_is_resumed_too(train, tmp_path):
     training = tiny_training.training(tmp_path / "one", gradient_accumulation=2, max_steps=9)
-    undisturbed = train(training, NO_REPORT)
+    undisturbed = train(training)
     disturbed = again(training, tmp_path / "other")
     tiny_training.killed_at(disturbed, 8)
-    resumed = train(disturbed, NO_REPORT)
+    resumed = train(disturbed)
     assert resumed.resumed_from_step == 6
     assert_same(training, undisturbed, disturbed, resumed)
 
 
-def test_the_validation_loss_is_the_mean_over_tokens_whatever_the_batches(undisturbed, tmp_path):
+def test_the_validation_loss_is_the_mean_over_tokens_whatever_the_batches(
+    train, undisturbed, tmp_path
+):
     training, trained = undisturbed
     finished = replace(
         training, output=tmp_path / "model", settings={**training.settings, "batch_size": 3}
     )
-    assert train(finished, NO_REPORT).validation_loss == pytest.approx(
-        trained.validation_loss, abs=1e-6
-    )
+    assert train(finished).validation_loss == pytest.approx(trained.validation_loss, abs=1e-6)
 
 
 def test_no_checkpoint_is_newer_than_the_one_that_is_gone_on_from(tmp_path):

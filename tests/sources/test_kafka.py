@@ -320,7 +320,7 @@ def test_a_broker_that_goes_down_while_it_is_read_is_an_error_and_later_none(own
 
 
 def test_a_broker_that_speaks_no_tls_is_an_error_that_says_so(broker):
-    reader = source(broker, "t", security={"protocol": "ssl"}, timeout_s=1)
+    reader = source(broker, "t", security={"protocol": "ssl"}, timeout_s=4)
     with pytest.raises(SourceUnavailable, match="SSL_HANDSHAKE") as error:
         reader.snapshot()
     assert "`security`" in error.value.hint
