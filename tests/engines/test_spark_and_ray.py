@@ -64,11 +64,18 @@ def start(engine, tmp_path, how):
 def wait_until_gone(processes):
     # Ray's agents look after their parent a few times a minute.
     for _ in range(1200):
-        alive = [one for one in processes if one.is_running() and one.status() != "zombie"]
+        alive = [one for one in processes if is_alive(one)]
         if not alive:
             return
         time.sleep(0.1)
-    raise AssertionError(f"still there: {[one.cmdline()[:3] for one in alive]}")
+    raise AssertionError(f"still there: {[cmdline(one)[:3] for one in alive]}")
+
+
+def is_alive(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture(params=["ray", "spark"])
@@ -88,8 +95,7 @@ def test_no_process_and_no_file_is_left_behind(engine, tmp_path, how):
     assert process.returncode == 0, complaints
     assert said == "done\n"
     assert list((tmp_path / "home").iterdir()) == []
-    left = [p for p in psutil.process_iter() if str(tmp_path) in " ".join(cmdline(p))]
-    assert left == []
+    wait_until_gone([p for p in psutil.process_iter() if str(tmp_path) in " ".join(cmdline(p))])
     assert list(Path("/tmp").glob(f"pen-ray-{process.pid}-*")) == []
 
 
