@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -547,7 +548,7 @@ class Production:
         deploy = SimpleNamespace(alias="production")
         self.recipe = SimpleNamespace(model_name="penny", deploy=deploy)
         self.ledger = ledger
-        self.store = None
+        self.store = SimpleNamespace(root=Path("/nowhere"))
 
 
 @pytest.fixture

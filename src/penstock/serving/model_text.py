@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ from typing import Any
 from penstock.errors import InvalidRequest, ServingError
 from penstock.prompt import Prompt
 from penstock.registry import require
+
+# transformers replaces a method of its base class while it loads a model, and restores it
+# after; two threads that load at once can leave it replaced, and weights are tied no more.
+LOADING = threading.Lock()
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
 

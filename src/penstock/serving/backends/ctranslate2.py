@@ -25,7 +25,7 @@ from penstock.registry import require
 from penstock.serving.backends.base import Capability, Chunk, Generation, ModelFiles
 from penstock.serving.backends.options import read_options
 from penstock.serving.jobs import Job, JobQueue
-from penstock.serving.model_text import ModelText, go_offline
+from penstock.serving.model_text import LOADING, ModelText, go_offline
 
 # CTranslate2 computes a batch's common prompt length at once and replays the
 # rest of longer prompts token by token: this bounds the replay.
@@ -220,9 +220,10 @@ def _convert(folder: Path, staged: Path) -> None:
     require("torch", "serve")
     require("transformers", "serve").utils.logging.disable_progress_bar()
     try:
-        converters.TransformersConverter(str(folder), trust_remote_code=False).convert(
-            str(staged), quantization="float32"
-        )
+        with LOADING:
+            converters.TransformersConverter(str(folder), trust_remote_code=False).convert(
+                str(staged), quantization="float32"
+            )
     except (ValueError, KeyError, OSError, RuntimeError, NotImplementedError) as error:
         raise ServingError(
             f"CTranslate2 cannot convert {folder}: {error}",

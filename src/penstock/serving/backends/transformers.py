@@ -15,7 +15,7 @@ from penstock.registry import require
 from penstock.serving.backends.base import Capability, Chunk, Generation, ModelFiles
 from penstock.serving.backends.options import read_options
 from penstock.serving.jobs import Job, JobQueue
-from penstock.serving.model_text import ModelText, go_offline
+from penstock.serving.model_text import LOADING, ModelText, go_offline
 
 # Shorter prompts are padded to the longest of their batch.
 _MAX_SPREAD_TOKENS = 64
@@ -53,13 +53,14 @@ class TransformersBackend:
         torch = require("torch", "serve")
         transformers.utils.logging.disable_progress_bar()
         try:
-            self._model = transformers.AutoModelForCausalLM.from_pretrained(
-                self._files.folder,
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-            ).eval()
+            with LOADING:
+                self._model = transformers.AutoModelForCausalLM.from_pretrained(
+                    self._files.folder,
+                    dtype=torch.float32,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                ).eval()
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ServingError(f"transformers cannot load {self._files.folder}: {error}") from error
         self._model.generation_config = self._quiet_defaults(transformers)
