@@ -242,7 +242,7 @@ def test_an_outage_is_said_once_and_survived(project):
             until(lambda: project.numbers() == [0])
             own.down()
             failures = follower._metrics.failures.labels("orders")._value
-            until(lambda: failures.get() >= 3)
+            until(lambda: failures.get() >= 5)
             own.up()
             own.send(topic, [{"n": 1}])
             until(lambda: project.numbers() == [0, 1])

@@ -9,6 +9,7 @@ knows of all that the tables hold, also when the source has forgotten it.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import threading
@@ -50,7 +51,7 @@ class _Followed:
     committed_s: float = field(default_factory=time.monotonic)
     look_s: float = 0.0
     backoff_s: float = 0.0
-    complaint: str = ""
+    complaints: set[str] = field(default_factory=set)
 
 
 class Follower:
@@ -229,14 +230,17 @@ class Follower:
         self._metrics.failures.labels(one.name).inc()
         one.backoff_s = min(LONGEST_BACKOFF_S, max(FIRST_BACKOFF_S, 2 * one.backoff_s))
         one.look_s = time.monotonic() + one.backoff_s
-        if error.message != one.complaint:
-            one.complaint = error.message
+        # A client words one outage in several ways, and counts milliseconds in them.
+        complaint = re.sub(r"\d+", "#", error.message)
+        if complaint not in one.complaints:
+            one.complaints.add(complaint)
             self._pipeline.progress.say(f"{one.name}: {error.message} Trying again. {error.hint}")
 
     def _recovered(self, one: _Followed) -> None:
-        if one.complaint:
+        if one.complaints:
             self._pipeline.progress.say(f"{one.name}: goes on.")
-        one.complaint, one.backoff_s = "", 0.0
+        one.complaints.clear()
+        one.backoff_s = 0.0
 
 
 def follow(pipeline: Pipeline, every_rows: int, every_s: float, metrics_port: int | None) -> None:
