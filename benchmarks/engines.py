@@ -1,9 +1,10 @@
 """Engines against each other, and preparation against datatrove.
 
-``python -m benchmarks.engines [SIZES] [--documents N]`` prints two Markdown tables:
+``python -m benchmarks.engines [SIZES] [--rounds N] [--documents N]`` prints two tables:
 
-1. The same steps on the same rows by every engine that can run here. The rows
-   that come out are compared: they must be equal.
+1. The same steps on the same rows by every engine in turn, for so many rounds. Spark
+   is in an environment of its own (scripts/make-env.sh spark). The rows that come out
+   are compared: they must be equal. Memory is that of all processes of the run.
 2. Documents per second of processor time for cleaning, a length filter and
    near-dedupe, by the local engine and by datatrove in an environment of its own
    (scripts/make-env.sh datatrove), on the same documents with the same n-grams.
@@ -13,10 +14,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,10 @@ import time
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
+from statistics import median
+from typing import Any
 
+import psutil
 import pyarrow as pa
 
 from benchmarks.machine import machine
@@ -106,38 +110,54 @@ def run_engine(name: str, count: int) -> None:
         "wall_s": ended - started,
         "removed": sum(prepared.counts.values()),
         "digest": digest.hexdigest(),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     print(json.dumps(out))
 
 
-def compare_engines(sizes: list[int]) -> None:
+def compare_engines(sizes: list[int], rounds: int) -> None:
     """Print the first table."""
-    print("| rows | engine | start s | prepare s | rows/s | peak MB of the run's process |")
-    print("|---|---|---|---|---|---|")
+    subprocess.run([HOME / "scripts" / "make-env.sh", "spark"], check=True)
+    print("| rows | engine | start s | prepare s | beside local | rows/s | peak MB |")
+    print("|---|---|---|---|---|---|---|")
     for size in sizes:
-        digests = set()
+        found = [{name: measured(name, size) for name in ENGINES} for _ in range(rounds)]
+        if len({one["digest"] for each in found for one in each.values()}) > 1:
+            raise SystemExit("the engines do not agree on which rows are kept and removed")
         for name in ENGINES:
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.engines", "--engine", name, str(size)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                why = (done.stderr.strip().splitlines() or ["it failed"])[-1]
-                print(f"| {size:,} | {name} | not here: {why[:120]} | | | |", flush=True)
-                continue
-            found = json.loads(done.stdout.splitlines()[-1])
-            digests.add(found["digest"])
+            start_s = median(each[name]["start_s"] for each in found)
+            wall_s = median(each[name]["wall_s"] for each in found)
+            ratio = median(each[name]["wall_s"] / each["local"]["wall_s"] for each in found)
+            peak_mb = max(each[name]["peak_mb"] for each in found)
             print(
-                f"| {size:,} | {name} | {found['start_s']:.1f} | {found['wall_s']:.1f} "
-                f"| {size / found['wall_s']:,.0f} | {found['peak_mb']:,.0f} |",
+                f"| {size:,} | {name} | {start_s:.1f} | {wall_s:.1f} | {ratio:.2f} "
+                f"| {size / wall_s:,.0f} | {peak_mb:,.0f} |",
                 flush=True,
             )
-        if len(digests) > 1:
-            raise SystemExit("the engines do not agree on which rows are kept and removed")
     print("\nAll engines kept and removed the same rows.\n")
+
+
+def measured(name: str, size: int) -> dict[str, Any]:
+    """Prepare by one engine in a process of its own; its numbers, with the tree's memory."""
+    command = [sys.executable, "-m", "benchmarks.engines", "--engine", name, str(size)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    peak_bytes = 0
+    while run.poll() is None:
+        peak_bytes = max(peak_bytes, tree_bytes(psutil.Process(run.pid)))
+        time.sleep(0.25)
+    printed = run.stdout.read() if run.stdout else ""
+    if run.returncode:
+        raise SystemExit(f"{name} failed: {' '.join(command)}")
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return {**found, "peak_mb": peak_bytes / 1e6}
+
+
+def tree_bytes(process: psutil.Process) -> int:
+    """Memory of a process and all below it; pages they share are counted once (PSS)."""
+    total = 0
+    for one in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            total += one.memory_full_info().pss
+    return total
 
 
 # -- datatrove ---------------------------------------------------------------------
@@ -230,6 +250,7 @@ def main() -> None:
     """Measure and print both tables, or one measurement in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sizes", type=int, nargs="*", default=[100_000, 1_000_000])
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--documents", type=int, default=10_000)
     parser.add_argument("--engine", choices=ENGINES)
     parser.add_argument("--documents-of", type=Path)
@@ -240,7 +261,7 @@ def main() -> None:
         run_local(options.documents_of)
     else:
         print(f"{machine()}\n")
-        compare_engines(options.sizes)
+        compare_engines(options.sizes, options.rounds)
         compare_with_datatrove(options.documents)
 
 

@@ -10,7 +10,6 @@ import yaml
 
 from penstock.pipeline import open_pipeline
 from penstock.stages.ingest import DEAD_LETTERS, raw_tables
-from penstock.tables import Table
 
 # Where a process that ingests dies: after so many calls of the function, with SIGKILL.
 _DOOMED = """
@@ -80,7 +79,7 @@ class IngestProject:
         pipeline = open_pipeline(self.path)
         pipeline.ledger.close()
         path = DEAD_LETTERS if name == DEAD_LETTERS else raw_tables(pipeline.recipe)[name]
-        return Table(pipeline.store.table("demo", path))
+        return pipeline.store.table("demo", path)
 
     def rows(self, name="rows"):
         return [row for batch in self.table(name).scan() for row in batch.to_pylist()]

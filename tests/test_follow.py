@@ -275,7 +275,7 @@ def test_another_run_does_not_sweep_away_what_a_follower_is_spooling(broker, pro
 
     def sweep_first(table, *arguments):
         other._sweep()
-        swept.append(table.path.name)
+        swept.append(table.name)
         return real(table, *arguments)
 
     turns(follower, 1)  # the stream is made known
@@ -338,7 +338,7 @@ def test_letters_that_a_killed_follower_committed_alone_are_part_of_what_a_run_p
     real = Table.append_once
 
     def dies_before_rows(table, *arguments):
-        if table.path.name != ingest.DEAD_LETTERS:
+        if table.name != ingest.DEAD_LETTERS:
             raise KeyboardInterrupt
         return real(table, *arguments)
 

@@ -46,7 +46,7 @@ def values(table, **bounds):
 def commit_of_rows(table):
     """Version -> number of rows its own log entry added."""
     added = {}
-    for path in sorted((table.path / "_delta_log").glob("*.json")):
+    for path in sorted((table.folder.path / "_delta_log").glob("*.json")):
         added[int(path.stem)] = sum('"add":' in line for line in path.read_text().splitlines())
     return added
 
@@ -140,7 +140,7 @@ def test_a_commit_of_many_files_keeps_the_order_of_its_rows(table, monkeypatch):
         Position("a", 1), SCHEMA, lambda version: batches_of(expected, version, batch_rows=500)
     )
     append(table, "b", 1, [-1])
-    assert len(list(table.path.glob("*.parquet"))) > 10
+    assert len(list(table.folder.path.glob("*.parquet"))) > 10
     assert values(table) == [*expected, -1]
     assert [row[ROW] for row in rows(table)] == [*expected, 0]
     assert table.count_rows() == 50_001
@@ -149,9 +149,9 @@ def test_a_commit_of_many_files_keeps_the_order_of_its_rows(table, monkeypatch):
 def test_any_reader_of_delta_sees_the_same_rows(table):
     append(table, "a", 1, [1, 2])
     append(table, "b", 1, [3])
-    theirs = DeltaTable(table.path).to_pyarrow_table().sort_by([(VERSION, "ascending")])
+    theirs = DeltaTable(table.folder.path).to_pyarrow_table().sort_by([(VERSION, "ascending")])
     assert sorted(theirs["x"].to_pylist()) == [1, 2, 3]
-    assert DeltaTable(table.path).transaction_version("a") == 1
+    assert DeltaTable(table.folder.path).transaction_version("a") == 1
 
 
 # -- exactly once -------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_a_unit_of_nothing_but_empty_batches_commits_its_position(table):
 
 def test_a_writer_that_was_overtaken_stamps_its_rows_with_the_version_they_get(table):
     append(table, "other", 0, [0])
-    rival, versions = Table(table.path), []
+    rival, versions = Table(table.folder.path), []
 
     def overtaken(version):
         versions.append(version)
@@ -217,7 +217,7 @@ def test_a_writer_that_was_overtaken_stamps_its_rows_with_the_version_they_get(t
 
 
 def test_a_writer_that_was_overtaken_with_its_own_position_commits_nothing(table):
-    rival, asked = Table(table.path), []
+    rival, asked = Table(table.folder.path), []
 
     def overtaken(version):
         asked.append(version)
@@ -230,7 +230,7 @@ def test_a_writer_that_was_overtaken_with_its_own_position_commits_nothing(table
 
 
 def test_a_writer_that_is_always_overtaken_gives_up_with_a_reason(table):
-    rival, count = Table(table.path), []
+    rival, count = Table(table.folder.path), []
 
     def overtaken(version):
         count.append(version)
@@ -405,14 +405,14 @@ def test_an_interrupted_append_commits_nothing(table):
 def test_sweeping_removes_what_no_version_names_and_nothing_else(table, monkeypatch):
     monkeypatch.setattr(tables, "FILE_BYTES", 100)
     append(table, "a", 1, list(range(200)))
-    kept = {path.name for path in table.path.glob("*.parquet")}
+    kept = {path.name for path in table.folder.path.glob("*.parquet")}
     assert len(kept) > 1
     for name in ("part-9-left.parquet", "part-9-left.parquet#1"):
-        (table.path / name).write_bytes(b"half a file")
-    (table.path / "notes.txt").write_text("mine")
+        (table.folder.path / name).write_bytes(b"half a file")
+    (table.folder.path / "notes.txt").write_text("mine")
     assert table.sweep() == 2
-    assert {path.name for path in table.path.glob("*.parquet*")} == kept
-    assert (table.path / "notes.txt").exists()
+    assert {path.name for path in table.folder.path.glob("*.parquet*")} == kept
+    assert (table.folder.path / "notes.txt").exists()
     assert values(table) == list(range(200))
 
 
@@ -448,7 +448,7 @@ def test_rows_that_begin_elsewhere_than_the_stream_stands_are_not_appended(table
 
 def test_a_table_that_would_forget_its_positions_is_not_written_and_says_why(table):
     append(table, "a", 1, [1])
-    DeltaTable(table.path).alter.set_table_properties(
+    DeltaTable(table.folder.path).alter.set_table_properties(
         {"delta.setTransactionRetentionDuration": "interval 1 day"}
     )
     with pytest.raises(StoreError, match="forgets which positions it has taken"):

@@ -1,32 +1,18 @@
-"""What a stage leaves behind, and how it is committed.
-
-Everything lives under one store root::
-
-    tables/<recipe>/...                 Delta tables (see tables.py)
-    artifacts/<stage>/<fingerprint>-<digest>/   a stage's result, with manifest.json
-    staging/<stage>-<fingerprint>.<attempt>/    being made; swept by the next attempt
-    checkpoints/<fingerprint>/          training under way; gone once it is committed
-
-A folder appears under ``artifacts/`` by one rename, complete with the SHA-256
-of every file in it, or it does not appear at all.
-"""
+"""What a stage leaves behind, how it is identified, and what its files must be."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from penstock.errors import StoreError
+from penstock.folders import object_error
 
 MANIFEST = "manifest.json"
 
@@ -99,129 +85,6 @@ class Artifact:
         return self.digest
 
 
-class Store:
-    """A folder that holds everything a project makes."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def open(self) -> Store:
-        """Create the store, or say why it cannot be written.
-
-        Raises:
-            StoreError: The folder cannot be created or written.
-        """
-        with store_errors(self.root):
-            for name in ("tables", "artifacts", "staging", "checkpoints"):
-                (self.root / name).mkdir(parents=True, exist_ok=True)
-            # A file without a name: a kill here leaves nothing.
-            with tempfile.TemporaryFile(dir=self.root / "staging") as probe:
-                probe.write(b"x")
-        return self
-
-    def folder(self, artifact: Artifact) -> Path:
-        """Where an artifact's files are."""
-        return self.root / artifact.path
-
-    def table(self, recipe: str, name: str) -> Path:
-        """Where a recipe's Delta table is."""
-        return self.root / "tables" / recipe / name
-
-    def checkpoints(self, print_: str) -> Path:
-        """Where the training with this fingerprint keeps its checkpoints."""
-        return self.root / "checkpoints" / print_[:20]
-
-    def is_intact(self, artifact: Artifact) -> bool:
-        """Whether the files are still there, by manifest digest and file sizes."""
-        folder = self.folder(artifact)
-        try:
-            text = (folder / MANIFEST).read_bytes()
-            if hashlib.sha256(text).hexdigest() != artifact.digest:
-                return False
-            return all(
-                os.stat(folder / name).st_size == entry["size_bytes"]
-                for name, entry in json.loads(text).items()
-            )
-        except OSError:
-            return False
-
-    def stage_folder(self, stage: str, print_: str) -> Path:
-        """An empty folder to make a result in; what an earlier attempt left is gone.
-
-        Each attempt has a folder of its own: one that lost its claim while it
-        was paused may still be writing when its successor has begun.
-        """
-        name = f"{stage}-{print_[:20]}"
-        folder = self.root / "staging" / f"{name}.{uuid.uuid4()}"
-        with store_errors(folder):
-            for earlier in folder.parent.glob(f"{name}.*"):
-                shutil.rmtree(earlier, ignore_errors=True)
-            folder.mkdir(parents=True)
-        return folder
-
-    def sweep(self, is_live: Callable[[str], bool], abandoned_s: float) -> None:
-        """Remove what killed runs left behind and nobody is going to continue.
-
-        A half-made result is of no use to anyone; checkpoints are, until they
-        have been left alone for ``abandoned_s``.
-
-        Args:
-            is_live: Whether the folder of this name is being worked on.
-            abandoned_s: Age from which checkpoints are given up, seconds.
-        """
-        for folder in (self.root / "staging").iterdir():
-            if not is_live(folder.name.partition(".")[0]):
-                shutil.rmtree(folder, ignore_errors=True)
-        for folder in (self.root / "checkpoints").iterdir():
-            with suppress(FileNotFoundError):  # another run sweeps at the same time
-                age_s = time.time() - folder.stat().st_mtime
-                if age_s > abandoned_s and not is_live(folder.name):
-                    shutil.rmtree(folder, ignore_errors=True)
-
-    def commit(self, staged: Path, stage: str, print_: str) -> tuple[str, str]:
-        """Turn a staged folder into an artifact by one rename.
-
-        Returns:
-            The artifact's path relative to the root, and its digest.
-
-        Raises:
-            StoreError: The disk is full or not writable; nothing is committed.
-        """
-        with store_errors(staged):
-            digest = write_manifest(staged)
-            # Named by its content too: a result that is made again and comes out
-            # otherwise never replaces the files of one that serves.
-            final = self.root / "artifacts" / stage / f"{print_[:20]}-{digest[:12]}"
-            final.parent.mkdir(parents=True, exist_ok=True)
-            # A folder already here was renamed by an attempt that died before
-            # it was recorded, or is damaged; in both cases this one replaces it.
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(staged, final)
-            _fsync_folder(final.parent)
-        return str(final.relative_to(self.root)), digest
-
-    def prune(self, artifact: Artifact, registered: Iterable[str]) -> None:
-        """Remove earlier attempts at a result that has been recorded now.
-
-        Args:
-            artifact: What was recorded.
-            registered: Paths of registered models; an attempt that holds one stays.
-        """
-        for other in self._earlier_attempts(artifact):
-            held = str(other.relative_to(self.root))
-            if not any(path.startswith(f"{held}/") for path in registered):
-                shutil.rmtree(other, ignore_errors=True)
-
-    def has_earlier_attempts(self, artifact: Artifact) -> bool:
-        """Whether there are folders of other attempts at this result."""
-        return bool(self._earlier_attempts(artifact))
-
-    def _earlier_attempts(self, artifact: Artifact) -> list[Path]:
-        final = self.root / artifact.path
-        print_ = final.name.rpartition("-")[0]
-        return [other for other in final.parent.glob(f"{print_}-*") if other != final]
-
-
 def write_manifest(folder: Path) -> str:
     """Record the size and SHA-256 of every file below ``folder``; returns its digest."""
     text = manifest_text(
@@ -268,20 +131,23 @@ def file_digest(path: Path) -> str:
 
 
 @contextmanager
-def store_errors(place: Path) -> Iterator[None]:
+def store_errors(place: Path | str) -> Iterator[None]:
     """Turn the operating system's refusals into words.
 
     Delta's writer is Rust and reports a full disk only in its message.
 
     Raises:
         StoreError: Instead of OSError and Delta's errors for a full, read-only
-            or forbidden place.
+            or forbidden place, and for an object store that refuses or does not answer.
     """
     try:
         yield
     except StoreError:
         raise
     except Exception as error:
+        said = object_error(str(place), error)
+        if said is not None:
+            raise said from error
         text = str(error)
         if "No space left" in text or "os error 28" in text:
             raise StoreError(
@@ -301,11 +167,3 @@ def store_errors(place: Path) -> Iterator[None]:
                 f"{place} cannot be a folder: a file is in its way.", "Set `store` in the recipe."
             ) from error
         raise
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

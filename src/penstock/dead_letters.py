@@ -9,7 +9,6 @@ from typing import Any
 
 from penstock.pipeline import Pipeline
 from penstock.stages.ingest import DEAD_LETTERS
-from penstock.tables import Table
 from penstock.transforms.base import ORIGIN, SOURCE
 
 
@@ -65,6 +64,6 @@ def letters(pipeline: Pipeline, source: str = "", limit: int = 20) -> list[Lette
 
 
 def _entries(pipeline: Pipeline, source: str) -> Iterator[dict[str, Any]]:
-    table = Table(pipeline.store.table(pipeline.recipe.name, DEAD_LETTERS))
+    table = pipeline.store.table(pipeline.recipe.name, DEAD_LETTERS)
     for batch in table.scan():
         yield from (entry for entry in batch.to_pylist() if source in ("", entry[SOURCE]))

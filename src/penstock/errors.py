@@ -10,7 +10,7 @@
     |-- FeatureError                            a feature store cannot be asked
     |-- EngineError                             the place where transforms run is gone or broken
     |-- ValidationFailed                        too many rows break the contract
-    |-- StoreError                              the store is full, read-only or damaged
+    |-- StoreError                              the store is full, read-only, damaged or away
     |-- LedgerError
     |   |-- ClaimLost             transient     another worker took over this stage
     |   |-- StalePromotion        transient     the served version changed since it was compared
@@ -96,7 +96,11 @@ class ValidationFailed(PenstockError):
 
 
 class StoreError(PenstockError):
-    """The store is full, read-only or damaged."""
+    """The store is full, read-only, damaged, or does not answer (then transient)."""
+
+    def __init__(self, message: str, hint: str = "", transient: bool = False) -> None:
+        super().__init__(message, hint)
+        self.transient = transient
 
 
 class LedgerError(PenstockError):

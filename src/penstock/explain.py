@@ -172,8 +172,8 @@ def explain(pipeline: Pipeline, what: str) -> list[Story]:
 
 def _tables(pipeline: Pipeline, kind: str) -> Iterator[Table]:
     """The recipe's tables of a kind, those of sources and contracts that have changed too."""
-    folder = pipeline.store.table(pipeline.recipe.name, "")
-    return (Table(path) for path in sorted(folder.glob(f"{kind}-*")))
+    tables = pipeline.store.tables(pipeline.recipe.name)
+    return (table for table in tables if table.name.startswith(f"{kind}-"))
 
 
 def _matching(pipeline: Pipeline, what: str) -> Iterator[Mapping[str, Any]]:
@@ -190,7 +190,7 @@ def _once(pipeline: Pipeline, found: Iterable[Mapping[str, Any]]) -> Iterable[Ma
     current = raw_tables(pipeline.recipe).values()
     rows: dict[str, Mapping[str, Any]] = {}
     for row in found:
-        if row[ROW_ID] not in rows or row["table"].path.name in current:
+        if row[ROW_ID] not in rows or row["table"].name in current:
             rows[row[ROW_ID]] = row
     return rows.values()
 
@@ -203,7 +203,7 @@ def _is_meant(batch: pa.RecordBatch, what: str) -> pa.Array:
 
 
 def _dead_letters(pipeline: Pipeline, what: str) -> Iterator[Story]:
-    table = Table(pipeline.store.table(pipeline.recipe.name, DEAD_LETTERS))
+    table = pipeline.store.table(pipeline.recipe.name, DEAD_LETTERS)
     for batch in table.scan():
         for letter in batch.filter(_is_meant(batch, what)).to_pylist():
             yield Story(
@@ -239,7 +239,7 @@ def _contracts(pipeline: Pipeline, source: str) -> list[Table]:
     name = valid_tables(pipeline.recipe).get(source)
     if name is None:
         return list(_tables(pipeline, "valid"))
-    return [Table(pipeline.store.table(pipeline.recipe.name, name))]
+    return [pipeline.store.table(pipeline.recipe.name, name)]
 
 
 def _rows(table: Table, row_id: str, version: int) -> Iterator[Mapping[str, Any]]:
@@ -249,7 +249,7 @@ def _rows(table: Table, row_id: str, version: int) -> Iterator[Mapping[str, Any]
 
 
 def _held(pipeline: Pipeline, row_id: str) -> Iterator[Held]:
-    table = Table(pipeline.store.table(pipeline.recipe.name, QUARANTINE))
+    table = pipeline.store.table(pipeline.recipe.name, QUARANTINE)
     decided = decisions.table(pipeline.store, pipeline.recipe)
     for batch in table.scan():
         for entry in batch.filter(pc.equal(batch[ROW_ID], row_id)).to_pylist():

@@ -77,7 +77,8 @@ class Follower:
         self._sources = []
         for name, source in ingest.sources(pipeline.recipe).items():
             raw, dead = ingest.tables_of(pipeline.recipe, pipeline.store, name)
-            ingester = ingest.Ingester(name, source, raw, dead, raw.path, every_rows)
+            scratch = pipeline.store.root / "staging" / "follow"
+            ingester = ingest.Ingester(name, source, raw, dead, scratch, every_rows)
             self._sources.append(_Followed(name, ingester))
 
     def run(self) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock.artifacts import Artifact, Store
+from penstock.artifacts import Artifact
 from penstock.errors import LedgerError
 from penstock.ledger import Ledger, ModelVersion
+from penstock.store import Store
 from penstock.tables import Table
 from penstock.transforms.base import ORIGIN, ROW_ID
 
@@ -126,7 +127,7 @@ def _sources(store: Store, ingested: Artifact, validated: Artifact) -> list[Sour
                 version=upto,
                 units=tuple(unit["label"] for unit in ingested.summary["units"][name]),
                 num_rows=ingested.summary["raw_rows"][path],
-                examples=tuple(_examples(Table(store.root / path), upto)),
+                examples=tuple(_examples(store.table_at(path), upto)),
             )
         )
     return out

@@ -10,7 +10,7 @@ from penstock.errors import LedgerError
 from penstock.ledger import ModelVersion, Pointer
 from penstock.model_files import arrive
 from penstock.promotion import Production
-from penstock.stages.train import check_model
+from penstock.stages.train import check_stored
 from penstock.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -37,9 +37,8 @@ def promote(pipeline: Pipeline, name: str | None, version: int, reason: str) -> 
         StoreError: The version's files are not what was tested.
     """
     model = pipeline.ledger.model(name or pipeline.recipe.model_name, version)
-    folder = pipeline.store.root / model.path
-    if folder.is_dir():  # a version that came without a recipe has its files elsewhere
-        check_model(folder, model.digest)
+    if pipeline.store.has(model.path):  # one that came without a recipe is elsewhere
+        check_stored(pipeline.store, model)
     return production(pipeline, name).promote(version, reason)
 
 
@@ -65,15 +64,15 @@ def download(
             raise LedgerError(f"Nothing serves as {name}.", "Name one with --version.")
         version = pointer.version
     model = pipeline.ledger.model(name, version)
-    source = pipeline.store.root / model.path
-    if not source.is_dir():
+    if not pipeline.store.has(model.path):
         raise LedgerError(
             f"The files of {name} version {version} are not in this store.",
             "It was promoted without a recipe: download it with --tracking URI.",
         )
-    arrive(output_dir, lambda to: _copy(source, to), model.digest)
+    source = pipeline.store.fetch(model.path, model.digest)
+
+    def copy(to: Path) -> None:
+        shutil.copytree(source, to, dirs_exist_ok=True)
+
+    arrive(output_dir, copy, model.digest)
     return model
-
-
-def _copy(source: Path, to: Path) -> None:
-    shutil.copytree(source, to, dirs_exist_ok=True)

@@ -13,9 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from penstock.artifacts import Store
 from penstock.errors import PenstockError, RecipeError, StalePromotion
 from penstock.ledger import Ledger, RunRecord
+from penstock.object_store import ObjectStore
 from penstock.recipe import Recipe
 from penstock.recipe_file import load_recipe
 from penstock.registry import did_you_mean
@@ -23,9 +23,13 @@ from penstock.sources.base import Unit
 from penstock.stages import decisions, evaluate, ingest
 from penstock.stages.base import Pinned, Progress, Silent
 from penstock.stages.validate import valid_tables
+from penstock.store import Store
 from penstock.walk import NAMES, NODES, Node, Planned, Report, Walk
 
 __all__ = ["NAMES", "NODES", "Node", "Pipeline", "Planned", "Report", "open_pipeline"]
+
+# What is made on this host, where the store is an object store.
+WORKING_FOLDER = ".penstock"
 
 # Checkpoints that nobody has continued for this long are given up.
 ABANDONED_S = 7 * 24 * 3600.0
@@ -47,9 +51,16 @@ def open_pipeline(
         LedgerError: The ledger cannot be opened.
     """
     recipe = load_recipe(path, overrides)
-    store = Store((recipe.folder / recipe.store).resolve()).open()
+    store = _store(recipe, progress or Silent()).open()
     ledger = Ledger(recipe.database(recipe.ledger or f"sqlite:///{store.root / 'ledger.db'}"))
     return Pipeline(recipe, store, ledger, progress or Silent(), Path(path), dict(overrides or {}))
+
+
+def _store(recipe: Recipe, progress: Progress) -> Store:
+    """What the recipe's ``store`` names: a folder, or a URL of an object store."""
+    if "://" not in recipe.store:
+        return Store((recipe.folder / recipe.store).resolve())
+    return ObjectStore((recipe.folder / WORKING_FOLDER).resolve(), recipe.store, progress.track)
 
 
 class Pipeline:

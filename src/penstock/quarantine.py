@@ -16,7 +16,6 @@ from penstock.registry import did_you_mean
 from penstock.stages import decisions
 from penstock.stages.decisions import Action, Decision
 from penstock.stages.validate import QUARANTINE, valid_tables
-from penstock.tables import Table
 from penstock.transforms.base import ORIGIN, ROW_ID, SOURCE
 
 _LIST = "See what is: penstock quarantine list"
@@ -203,7 +202,7 @@ def _matching(pipeline: Pipeline, row_id: str, source: str, rule: str) -> Iterat
 def _entries(pipeline: Pipeline, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """Entries under the contract in force; those of an earlier contract say nothing now."""
     contracts = set(valid_tables(pipeline.recipe).values())
-    table = Table(pipeline.store.table(pipeline.recipe.name, QUARANTINE))
+    table = pipeline.store.table(pipeline.recipe.name, QUARANTINE)
     for batch in table.scan(columns=columns):
         yield from (entry for entry in batch.to_pylist() if entry["contract"] in contracts)
 

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from penstock import registry
+from penstock.folders import SCHEMES
 
 # The task made of the validation split: bits per byte of its responses, an
 # evaluation that needs nothing but the user's own rows.
@@ -525,13 +526,15 @@ class Recipe(Section):
         17, ge=0, lt=2**31, description="Of training, evaluation and the gate's resampling."
     )
     store: Annotated[str, Place()] = Field(
-        ".penstock", description="Folder of all tables and artifacts, relative to the recipe."
+        ".penstock",
+        description="Folder of all tables and artifacts, relative to the recipe; or a URL in an "
+        "object store, as in s3://bucket/prefix.",
     )
     ledger: Annotated[str | None, Place()] = Field(
-        None, description="SQLAlchemy URL; null is SQLite in the store."
+        None, description="SQLAlchemy URL; null is SQLite in the store, if that is a folder."
     )
     tracking: Annotated[str | None, Place()] = Field(
-        None, description="MLflow tracking URI; null is SQLite in the store."
+        None, description="MLflow tracking URI; null is SQLite in the store, if that is a folder."
     )
     sources: dict[str, SourceConfig] = Field(min_length=1, description="Source name -> the source.")
     features: FeaturesConfig | None = Field(None, description="Null: prompts are what rows say.")
@@ -544,6 +547,27 @@ class Recipe(Section):
     register_: Register = Field(Register(), alias="register")
     deploy: Deploy = Deploy()
     serve: Annotated[Serve, Place()] = Serve()
+
+    @model_validator(mode="after")
+    def _hosts_share_one_ledger(self) -> Recipe:
+        if "://" not in self.store:
+            return self
+        scheme, _, rest = self.store.partition("://")
+        if scheme not in SCHEMES or not rest.strip("/"):
+            raise ValueError(
+                f"store: {self.store!r} is neither a folder nor a URL such as s3://bucket/prefix "
+                f"(also: {', '.join(SCHEMES[1:])})"
+            )
+        if "@" in rest.partition("/")[0] and scheme not in ("abfs", "abfss"):
+            raise ValueError("store: a URL with credentials in it: set them in the environment")
+        missing = [name for name in ("ledger", "tracking") if getattr(self, name) is None]
+        if missing:
+            raise ValueError(
+                f"store: hosts that share an object store must share what says what is in it: "
+                f"set {' and '.join(missing)} (PostgreSQL and an MLflow server; or, for one host "
+                "alone, sqlite:///ledger.db and sqlite:///mlflow.db)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _examples_fit_the_model(self) -> Recipe:

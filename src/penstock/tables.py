@@ -16,13 +16,14 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
 
 from penstock.artifacts import store_errors
 from penstock.errors import StoreError
+from penstock.folders import Folder, LocalFolder
 
 VERSION = "_version"  # int64: the version that brought the row
 ROW = "_row"  # int64: its place among the rows of that version
@@ -41,10 +42,21 @@ class Position:
 
 
 class Table:
-    """One append-only Delta table in the store."""
+    """One append-only Delta table.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        folder: Where it is.
+        key: What summaries call it; by default its name.
+    """
+
+    def __init__(self, folder: Folder | Path, key: str = "") -> None:
+        self.folder = LocalFolder(folder) if isinstance(folder, Path) else folder
+        self.key = key or self.name
+
+    @property
+    def name(self) -> str:
+        """The table's own name, without where it is."""
+        return self.folder.name
 
     def version(self) -> int:
         """The newest version, -1 before the first."""
@@ -99,7 +111,7 @@ class Table:
             if self._try_append(position, schema, batches, have):
                 return True
         raise StoreError(
-            f"Table {self.path} is being written by another process.",
+            f"Table {self.folder.url} is being written by another process.",
             "Let the other run finish, then run again.",
         )
 
@@ -123,11 +135,11 @@ class Table:
         schema = handle.to_pyarrow_dataset().schema
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns if name in schema.names])
-        paths = self._files_in_order(handle, after, upto)
+        files = self._files_in_order(handle, after, upto)
         return (
             conform(batch, schema)
-            for path in paths
-            for batch in _file_rows(path, after, upto, schema.names, batch_rows)
+            for name in files
+            for batch in _file_rows(self.folder, name, after, upto, schema.names, batch_rows)
         )
 
     def sweep(self) -> int:
@@ -139,26 +151,25 @@ class Table:
             How many files were deleted.
         """
         handle = self._handle()
-        known = set() if handle is None else {Path(uri).name for uri in handle.file_uris()}
+        known = set() if handle is None else {PurePath(uri).name for uri in handle.file_uris()}
         # A killed write of a large file leaves "*.parquet#1", a killed commit leaves
         # "_delta_log/*.json#1": vacuum sees neither.
-        orphans = [path for path in self.path.glob("*.parquet*") if path.name not in known]
-        orphans += self.path.glob("_delta_log/*.json#*")
-        for path in orphans:
-            path.unlink(missing_ok=True)
+        with store_errors(self.folder.url):
+            orphans = [name for name in self.folder.files() if _is_orphan(name, known)]
+            self.folder.delete(orphans)
         return len(orphans)
 
     def _handle(self) -> Any:
         from deltalake import DeltaTable
 
-        if not (self.path / "_delta_log").exists():
-            return None
-        if not DeltaTable.is_deltatable(str(self.path)):
-            return None
-        handle = DeltaTable(self.path)
+        url, options = self.folder.url, dict(self.folder.options)
+        with store_errors(url):
+            if not DeltaTable.is_deltatable(url, options):
+                return None
+            handle = DeltaTable(url, storage_options=options)
         if _FORGETS in handle.metadata().configuration:
             raise StoreError(
-                f"Table {self.path} has {_FORGETS} set: it forgets which positions it has "
+                f"Table {url} has {_FORGETS} set: it forgets which positions it has "
                 "taken, and everything would be ingested again.",
                 "Take the property off the table: ALTER TABLE ... UNSET TBLPROPERTIES.",
             )
@@ -176,13 +187,13 @@ class Table:
 
         rows, stored = _Rows(), _as_stored(schema)
         try:
-            with store_errors(self.path):
+            with store_errors(self.folder.url):
                 handle = self._handle_with(stored)
                 if _committed(handle, position.stream) != have:
                     return False
                 rows.batches = iter(batches(handle.version() + 1))
                 handle.create_write_transaction(
-                    _write_files(self.path, stored, rows),
+                    _write_files(self.folder, stored, rows),
                     "append",
                     stored,
                     commit_properties=CommitProperties(
@@ -209,8 +220,9 @@ class Table:
         handle = self._handle()
         wanted = Schema.from_arrow(schema)
         if handle is None:
-            self.path.mkdir(parents=True, exist_ok=True)
-            DeltaTable.create(self.path, wanted, mode="ignore")
+            self.folder.create()
+            options = dict(self.folder.options)
+            DeltaTable.create(self.folder.url, wanted, mode="ignore", storage_options=options)
             handle = self._handle()
         have = {field.name: field.type for field in handle.schema().fields}
         # A known column is in here when its objects gained keys.
@@ -220,13 +232,13 @@ class Table:
         return handle
 
     def _files_in_order(self, handle: Any, after: int, upto: int | None) -> list[str]:
-        """Paths of the files that can hold the asked versions, oldest first."""
+        """Names of the files that can hold the asked versions, oldest first."""
         actions = pa.table(handle.get_add_actions(flatten=True)).to_pylist()
         low, high, row = f"min.{VERSION}", f"max.{VERSION}", f"min.{ROW}"
         last = float("inf") if upto is None else upto
         wanted = [action for action in actions if action[high] > after and action[low] <= last]
         wanted.sort(key=lambda action: (action[low], action[row]))
-        return [str(self.path / action["path"]) for action in wanted]
+        return [action["path"] for action in wanted]
 
 
 def _committed(handle: Any, stream: str) -> int:
@@ -282,7 +294,7 @@ def _stored_type(type_: pa.DataType) -> pa.DataType:
     return next((stored for is_, stored in plain if is_(type_)), type_)
 
 
-def _write_files(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> list[Any]:
+def _write_files(folder: Folder, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> list[Any]:
     """Write data files, in order, that a commit can then name.
 
     Delta's own writer shuffles the batches of a commit among its threads; the
@@ -292,24 +304,25 @@ def _write_files(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch
     actions: list[Any] = []
     rest = iter(batches)
     while (batch := next(rest, None)) is not None:
-        actions.append(_write_file(path, schema, chain([batch], rest)))
+        actions.append(_write_file(folder, schema, chain([batch], rest)))
     return actions
 
 
-def _write_file(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Any:
+def _write_file(folder: Folder, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Any:
     """Write one file of at most about ``FILE_BYTES``; returns Delta's action to add it."""
     import pyarrow.parquet as pq
     from deltalake.transaction import AddAction
 
     name = f"part-{uuid.uuid4()}.parquet"
     spans = _Spans()
-    with pq.ParquetWriter(path / name, schema, compression="zstd") as writer:
-        num_bytes = 0
-        while num_bytes < FILE_BYTES and (batch := next(batches, None)) is not None:
-            spans.add(batch)
-            writer.write_batch(conform(batch, schema))
-            num_bytes += batch.nbytes
-    status = (path / name).stat()
+    with folder.written(name) as path:
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            num_bytes = 0
+            while num_bytes < FILE_BYTES and (batch := next(batches, None)) is not None:
+                spans.add(batch)
+                writer.write_batch(conform(batch, schema))
+                num_bytes += batch.nbytes
+        status = path.stat()
     return AddAction(name, status.st_size, {}, int(status.st_mtime * 1000), True, spans.as_json())
 
 
@@ -343,13 +356,24 @@ class _Spans:
         )
 
 
+def _is_orphan(name: str, known: set[str]) -> bool:
+    if "/" in name:
+        return name.startswith("_delta_log/") and ".json#" in name
+    return ".parquet" in name and name not in known
+
+
 def _file_rows(
-    path: str, after: int, upto: int | None, columns: list[str], batch_rows: int
+    folder: Folder,
+    name: str,
+    after: int,
+    upto: int | None,
+    columns: list[str],
+    batch_rows: int,
 ) -> Iterator[pa.RecordBatch]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with store_errors(folder.url), pq.ParquetFile(folder.opened(name)) as file:
         present = set(file.schema_arrow.names)
         read = [name for name in dict.fromkeys([*columns, VERSION]) if name in present]
         for batch in file.iter_batches(batch_size=batch_rows, columns=read):

@@ -17,9 +17,9 @@ from penstock.artifacts import store_errors
 from penstock.model_registry import DIGEST_TAG, ModelRegistry, mlflow_errors, prepare_mlflow
 
 if TYPE_CHECKING:
-    from penstock.artifacts import Store
     from penstock.launchers.base import Trained
     from penstock.recipe import Recipe
+    from penstock.store import Store
 
 _TAG = "penstock.fingerprint"
 # Servers that let nobody register a folder of the client's: the files must be uploaded.
@@ -64,9 +64,17 @@ class Tracker:
         return run_id
 
     def register(
-        self, name: str, digest: str, source: Path, run_id: str, tags: dict[str, str]
+        self, name: str, digest: str, source: Path, url: str, run_id: str, tags: dict[str, str]
     ) -> int:
         """Register a model's files as a version, once for each digest.
+
+        Args:
+            name: The model's.
+            digest: Of the files.
+            source: A folder with them.
+            url: Where they are kept.
+            run_id: MLflow's run that logged the training.
+            tags: For the version.
 
         Returns:
             The version's number.
@@ -82,16 +90,16 @@ class Tracker:
             for version in self._client.search_model_versions(f"name = '{name}'"):
                 if version.tags.get(DIGEST_TAG) == digest:
                     return int(version.version)
-            where = self._uploaded(source, digest, run_id)
+            where = self._uploaded(source, url, digest, run_id)
             made = self._client.create_model_version(
                 name, where, run_id, tags={**tags, DIGEST_TAG: digest}
             )
             return int(made.version)
 
-    def _uploaded(self, source: Path, digest: str, run_id: str) -> str:
+    def _uploaded(self, source: Path, url: str, digest: str, run_id: str) -> str:
         """Where the registry will find the files: a server is sent them first."""
         if not self.uri.startswith(_REMOTE):
-            return source.as_uri()
+            return url
         place = f"model-{digest[:12]}"
         self._client.log_artifacts(run_id, str(source), place)
         return f"{self._client.get_run(run_id).info.artifact_uri}/{place}"

@@ -19,7 +19,6 @@ from penstock.ledger import LEASE_S, Claim, ModelVersion, RunRecord, StageRecord
 from penstock.recipe import canonical, registered
 from penstock.stages import deploy, evaluate, gate, ingest, prepare, register, train, validate
 from penstock.stages.base import Base, Job, Pinned, Stage
-from penstock.tables import Table
 
 if TYPE_CHECKING:
     from penstock.pipeline import Pipeline
@@ -176,7 +175,7 @@ class Walk:
         if artifact.input_contents != self._input_contents(node):
             return None
         for path, version in artifact.summary.get("tables", {}).items():
-            if Table(self.pipeline.store.root / path).version() < version:
+            if self.pipeline.store.table_at(path).version() < version:
                 return None
         return artifact
 
@@ -233,7 +232,8 @@ class Walk:
         return Base(
             label=f"{model.name} version {model.version}",
             identity=model.digest,
-            location=str(self.pipeline.store.root / model.path),
+            location=model.path,
+            in_store=True,
             version=model.version,
             tables={} if trained is None else trained.summary["data"],
         )

@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 import mlflow_server
 from penstock import model_files
-from penstock.artifacts import Store
 from penstock.cli import app
 from penstock.errors import (
     LedgerError,
@@ -27,6 +26,7 @@ from penstock.gates import GatePolicy, gate_results
 from penstock.ledger import Ledger, Pointer
 from penstock.model_registry import ModelRegistry
 from penstock.promotion import Production
+from penstock.store import Store
 from penstock.tracking import Tracker
 
 pytestmark = pytest.mark.slow
@@ -353,7 +353,7 @@ def test_a_recipes_registration_reaches_a_server_with_its_files(mlflow, name, ma
     recipe = SimpleNamespace(tracking=mlflow.uri, name="recipe", database=lambda url: url)
     tracker = Tracker(recipe, Store(tmp_path / "store"))
     run_id = tracker.log_run("f" * 64, {}, [], {"loss": 1.0})
-    version = tracker.register(name, digest, folder, run_id, {})
-    assert tracker.register(name, digest, folder, run_id, {}) == version
+    version = tracker.register(name, digest, folder, folder.as_uri(), run_id, {})
+    assert tracker.register(name, digest, folder, folder.as_uri(), run_id, {}) == version
     came = model_files.download(tracker.registry, name, version, tmp_path / "out")
     assert (came.digest, came.verified) == (digest, True)

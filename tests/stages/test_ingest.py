@@ -62,7 +62,7 @@ class Project:
         pipeline = open_pipeline(self.folder / "recipe.yaml")
         pipeline.ledger.close()
         name = DEAD_LETTERS if source == DEAD_LETTERS else raw_tables(pipeline.recipe)[source]
-        return Table(pipeline.store.table("demo", name))
+        return pipeline.store.table("demo", name)
 
     def rows(self, source="files"):
         return [row for batch in self.table(source).scan() for row in batch.to_pylist()]
@@ -331,7 +331,7 @@ def test_a_crash_between_the_dead_letters_and_the_rows_is_made_up_for(project, m
     append = Table.append_once
 
     def crash(self, *arguments):
-        if self.path.name.startswith("raw-"):
+        if self.name.startswith("raw-"):
             raise KeyboardInterrupt
         return append(self, *arguments)
 
@@ -489,7 +489,7 @@ def test_a_crash_between_dead_letters_and_rows_loses_and_doubles_neither(tape, m
     real = Table.append_once
 
     def dies_on_rows(table, *args):
-        if table.path.name != DEAD_LETTERS:
+        if table.name != DEAD_LETTERS:
             raise KeyboardInterrupt
         return real(table, *args)
 

@@ -6,7 +6,6 @@ import pytest
 from penstock.errors import RecipeError, SourceError, ValidationFailed
 from penstock.pipeline import open_pipeline
 from penstock.stages.validate import QUARANTINE, expectations, valid_tables
-from penstock.tables import Table
 
 # Importing Great Expectations takes seconds.
 slow = pytest.mark.slow
@@ -67,15 +66,15 @@ class Project:
 
     def rows(self, source="files"):
         pipeline = self.open()
-        path = pipeline.store.table("demo", valid_tables(pipeline.recipe)[source])
-        return [row for batch in Table(path).scan() for row in batch.to_pylist()]
+        table = pipeline.store.table("demo", valid_tables(pipeline.recipe)[source])
+        return [row for batch in table.scan() for row in batch.to_pylist()]
 
     def asked(self):
         return [row["instruction"] for row in self.rows()]
 
     def quarantine(self):
-        path = self.open().store.table("demo", QUARANTINE)
-        return [row for batch in Table(path).scan() for row in batch.to_pylist()]
+        table = self.open().store.table("demo", QUARANTINE)
+        return [row for batch in table.scan() for row in batch.to_pylist()]
 
     def runs(self):
         pipeline = open_pipeline(self.folder / "recipe.yaml")

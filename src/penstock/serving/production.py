@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from penstock.artifacts import Store
 from penstock.ledger import Ledger
 from penstock.recipe import Recipe
 from penstock.serving.config import ServeConfig
 from penstock.serving.routes import ServedVersion
+from penstock.store import Store
 
 if TYPE_CHECKING:
     from penstock.pipeline import Pipeline
@@ -34,7 +34,7 @@ class LedgerPointers:
             model=name,
             version=model.version,
             epoch=pointer.epoch,
-            folder=self._store.root / model.path,
+            folder=self._store.fetch(model.path, model.digest),
             digest=model.digest,
             run_id=model.run_id,
             data_version=model.data_version,

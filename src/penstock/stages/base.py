@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from penstock.artifacts import Artifact, Store
+from penstock.artifacts import Artifact
 from penstock.ledger import Ledger
 from penstock.recipe import Recipe
 from penstock.sources.base import Unit
+from penstock.store import Store
 
 
 class Advance(Protocol):
@@ -68,7 +69,8 @@ class Base:
     Attributes:
         label: What to call it: ``python-docs version 1``, or a folder or hub name.
         identity: Enters fingerprints: its digest, or name and commit.
-        location: Where its files are: a folder, or a hub name.
+        location: Where its files are: a folder, a hub name, or a path in the store.
+        in_store: Whether it is a path in the store.
         revision: The commit of a hub model.
         version: The registered version, if it is one.
         tables: The table versions it was trained on, if it is ours.
@@ -78,6 +80,7 @@ class Base:
     identity: str
     location: str
     revision: str | None = None
+    in_store: bool = False
     version: int | None = None
     tables: Mapping[str, int] = field(default_factory=dict)
 
@@ -143,6 +146,12 @@ class Job:
     def input_folder(self, name: str) -> Path:
         """The folder of an input's artifact."""
         return self.store.folder(self.inputs[name])
+
+    def base_location(self, base: Base) -> str:
+        """Where transformers can load a base model from: a folder, or a hub name."""
+        if base.in_store:
+            return str(self.store.fetch(base.location, base.identity))
+        return base.location
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from typing import Literal
 
 import pyarrow as pa
 
-from penstock.artifacts import Store, digest_of
+from penstock.artifacts import digest_of
 from penstock.recipe import Recipe
+from penstock.store import Store
 from penstock.tables import ROW, VERSION, Position, Table, numbered
 from penstock.transforms.base import ROW_ID, SOURCE
 
@@ -64,7 +65,7 @@ class Decision:
 
 def table(store: Store, recipe: Recipe) -> Table:
     """The recipe's decisions."""
-    return Table(store.table(recipe.name, DECISIONS))
+    return store.table(recipe.name, DECISIONS)
 
 
 def append(

@@ -12,7 +12,7 @@ from penstock.errors import LedgerError, StalePromotion
 from penstock.promotion import Production
 from penstock.recipe import Recipe
 from penstock.stages.base import Job, Pinned, Stage
-from penstock.stages.train import check_model
+from penstock.stages.train import check_stored
 from penstock.tracking import Tracker
 
 
@@ -55,7 +55,7 @@ def _check_tested(job: Job, version: int) -> None:
             f"judged {found}.",
             "Run again: the gate judges what is there now.",
         )
-    check_model(job.store.root / model.path, model.digest)
+    check_stored(job.store, model)
 
 
 def _reconcile(job: Job) -> None:

@@ -90,8 +90,9 @@ def uses_examples(recipe: Recipe) -> bool:
 
 def _run(job: Job) -> dict[str, Any]:
     check_tasks(job)
-    digest = job.inputs["train"].summary["model_digest"]
-    model = check_model(job.input_folder("train") / MODEL, digest)
+    trained = job.inputs["train"]
+    digest = trained.summary["model_digest"]
+    model = check_model(job.store.fetch(f"{trained.path}/{MODEL}", digest), digest)
     tasks = job.recipe.evaluate.tasks
     evaluation = _evaluation(job, model)
     with job.progress.track(f"evaluate {', '.join(tasks)}") as advance:

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from penstock.artifacts import Artifact, Store, digest_of, store_errors
+from penstock.artifacts import Artifact, digest_of, store_errors
 from penstock.errors import SourceError
 from penstock.recipe import Recipe, canonical
 from penstock.sources.base import (
@@ -35,6 +35,7 @@ from penstock.sources.base import (
 )
 from penstock.stages.base import Job, Pinned, Stage
 from penstock.stages.evolution import fitting, merged, misfits
+from penstock.store import Store
 from penstock.tables import ROW, VERSION, Position, Table, numbered
 from penstock.transforms.base import ROW_ID, SOURCE
 
@@ -152,17 +153,17 @@ def _reached(recipe: Recipe, store: Store, name: str) -> Callable[[str], int]:
 def tables_of(recipe: Recipe, store: Store, name: str) -> tuple[Table, Table]:
     """A source's raw table, and that of all dead letters."""
     raw = store.table(recipe.name, raw_tables(recipe)[name])
-    return Table(raw), Table(store.table(recipe.name, DEAD_LETTERS))
+    return raw, store.table(recipe.name, DEAD_LETTERS)
 
 
 def _dead_stream(raw: Table, stream: str) -> str:
-    return f"{raw.path.name}/{stream}"
+    return f"{raw.name}/{stream}"
 
 
 def _run(job: Job) -> dict[str, Any]:
     """Bring every pinned unit into its table that is not there yet."""
     tables: dict[str, Table] = {}
-    dead = Table(job.store.table(job.recipe.name, DEAD_LETTERS))
+    dead = job.store.table(job.recipe.name, DEAD_LETTERS)
     dead.sweep()
     for name, source in sources(job.recipe).items():
         table, _ = tables_of(job.recipe, job.store, name)
@@ -173,7 +174,7 @@ def _run(job: Job) -> dict[str, Any]:
             for unit in units:
                 ingester.take(unit)
                 advance(unit.size_bytes or 0)
-        tables[str(table.path.relative_to(job.store.root))] = table
+        tables[table.key] = table
     return _summary(job, tables, dead)
 
 

@@ -161,7 +161,8 @@ def _preflight(job: Job) -> None:
     owner = "The new tokenizer" if base is None else f"The base model {base.label}"
     tokenizer = _throwaway(section) if base is None else _base_tokenizer(job, base)
     if base is not None:
-        check_vocabulary(tokenizer, num_embeddings(base.location, base.revision), owner)
+        rows = num_embeddings(job.base_location(base), base.revision)
+        check_vocabulary(tokenizer, rows, owner)
     if section.text_column is not None:
         check_text(tokenizer, owner)
     else:
@@ -176,7 +177,7 @@ def _throwaway(section: Prepare) -> Any:
 
 
 def _base_tokenizer(job: Job, base: Base) -> Any:
-    tokenizer = load_tokenizer(base.location, base.revision)
+    tokenizer = load_tokenizer(job.base_location(base), base.revision)
     if job.recipe.prepare.chat_template is not None:
         tokenizer.chat_template = job.recipe.prepare.chat_template
     return tokenizer

@@ -28,8 +28,8 @@ def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
 
 def _run(job: Job) -> dict[str, Any]:
     trained = job.inputs["train"]
-    digest = trained.summary["model_digest"]
-    folder = check_model(job.store.folder(trained) / MODEL, digest)
+    digest, path = trained.summary["model_digest"], f"{trained.path}/{MODEL}"
+    folder = check_model(job.store.fetch(path, digest), digest)
     name = job.recipe.model_name
     if job.recipe.serve.try_before_promotion:
         try_serving(job.recipe, job.store, folder, digest)
@@ -37,6 +37,7 @@ def _run(job: Job) -> dict[str, Any]:
         name,
         digest,
         folder,
+        job.store.url(path),
         trained.summary["mlflow_run"],
         {"penstock.run": trained.run_id, "penstock.train": trained.fingerprint},
     )
@@ -46,7 +47,7 @@ def _run(job: Job) -> dict[str, Any]:
             version=version,
             train_fingerprint=trained.fingerprint,
             digest=digest,
-            path=f"{trained.path}/{MODEL}",
+            path=path,
             run_id=trained.run_id,
             data_version=data_version(dict(trained.summary["data"])),
         )

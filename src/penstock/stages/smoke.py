@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from penstock import registry
-from penstock.artifacts import Store
 from penstock.errors import MissingExtra, PenstockError, RecipeError, ServingError
 from penstock.recipe import Recipe
 from penstock.serving.backends.base import Generation, ModelFiles
+from penstock.store import Store
 
 _PROMPT = "Hello"
 _NUM_TOKENS = 8

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,13 @@ from penstock.artifacts import (
 )
 from penstock.errors import RecipeError, StoreError, TrainingError
 from penstock.launchers.base import Trained, Training
+from penstock.ledger import ModelVersion
 from penstock.prompt import Prompt
 from penstock.recipe import Recipe, canonical
 from penstock.stages.base import Base, Job, Pinned, Stage
 from penstock.stages.blocks import BlockWriter, RowWriter, join_pieces
 from penstock.stages.prepare import EXAMPLES, SPLIT, TOKENIZER
+from penstock.store import Store
 from penstock.tracking import log_training
 from penstock.transforms.base import ROW_ID, SOURCE, VERSION
 from penstock.transforms.pack import Packer
@@ -82,13 +84,26 @@ def check_model(folder: Path, digest: str | None = None) -> Path:
     damaged = damaged_files(folder)
     if not damaged and digest is not None and file_digest(folder / MANIFEST) != digest:
         damaged = [MANIFEST]
+    _refuse_damaged(str(folder), damaged)
+    return folder
+
+
+def check_stored(store: Store, model: ModelVersion) -> None:
+    """Read all of a registered version where it is kept, to know that it is what was tested.
+
+    Raises:
+        StoreError: A file is missing, or is not what it was.
+    """
+    _refuse_damaged(store.url(model.path), store.damaged(model.path, model.digest))
+
+
+def _refuse_damaged(place: str, damaged: Sequence[str]) -> None:
     if damaged:
         raise StoreError(
-            f"{folder} is damaged: {', '.join(damaged)}.",
+            f"{place} is damaged: {', '.join(damaged)}.",
             "Train it again: penstock run --force train. If it serves and comes out otherwise, "
             "go back to another version: penstock model rollback",
         )
-    return folder
 
 
 def _folder_identity(folder: Path) -> str:
@@ -174,7 +189,7 @@ def _training(job: Job, scratch: Path, has_validation: bool) -> Training:
         examples=scratch / "train.arrow",
         validation=scratch / "validation.arrow" if has_validation else None,
         tokenizer=job.input_folder("prepare") / TOKENIZER,
-        base=base.location if base else None,
+        base=job.base_location(base) if base else None,
         base_revision=base.revision if base else None,
         shape={
             "hidden_size": shape.hidden_size,

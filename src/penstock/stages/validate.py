@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from penstock import registry
-from penstock.artifacts import Store, digest_of, file_digest, store_errors
+from penstock.artifacts import digest_of, file_digest, store_errors
 from penstock.contracts.base import Contract, Finding, Rule
 from penstock.errors import RecipeError, SourceError, ValidationFailed
 from penstock.recipe import ContractFile, Recipe, Validate, canonical
@@ -27,6 +27,7 @@ from penstock.stages import decisions
 from penstock.stages.base import Advance, Job, Pinned, Stage
 from penstock.stages.decisions import Decision
 from penstock.stages.ingest import raw_tables
+from penstock.store import Store
 from penstock.tables import ROW, VERSION, Position, Table, conform, numbered
 from penstock.transforms.base import ORIGIN, ROW_ID, SOURCE
 
@@ -232,14 +233,14 @@ def valid_rows(
         return
     decided = _decided(store, recipe, summary["decisions"])
     wanted = pa.array(decisions.released(decided, source), pa.string())
-    raw = Table(store.table(recipe.name, raw_tables(recipe)[source]))
+    raw = store.table(recipe.name, raw_tables(recipe)[source])
     for batch in _renamed(raw.scan(upto=upto), recipe.sources[source].columns):
         yield batch.filter(pc.is_in(batch[ROW_ID], wanted))
 
 
 def valid_table(store: Store, recipe: Recipe, source: str) -> Table:
     """Where a source's rows are that met the contract."""
-    return Table(store.table(recipe.name, valid_tables(recipe)[source]))
+    return store.table(recipe.name, valid_tables(recipe)[source])
 
 
 def _decided(store: Store, recipe: Recipe, upto: int) -> dict[str, Decision]:
@@ -250,14 +251,13 @@ def _decided(store: Store, recipe: Recipe, upto: int) -> dict[str, Decision]:
 
 
 def _increment(job: Job, source: str) -> _Increment:
-    raw = Table(job.store.table(job.recipe.name, raw_tables(job.recipe)[source]))
+    raw = job.store.table(job.recipe.name, raw_tables(job.recipe)[source])
     valid = valid_table(job.store, job.recipe, source)
     valid.sweep()
-    upto = job.inputs["ingest"].summary["tables"][str(raw.path.relative_to(job.store.root))]
+    upto = job.inputs["ingest"].summary["tables"][raw.key]
     columns = job.recipe.sources[source].columns
     _check_mapping(source, columns, raw.schema().names)
-    path = str(valid.path.relative_to(job.store.root))
-    after = job.before().get("covered", {}).get(path, -1)
+    after = job.before().get("covered", {}).get(valid.key, -1)
     num_rows = sum(batch.num_rows for batch in raw.scan(after, upto, [VERSION]))
     return _Increment(source, columns, raw, valid, after, upto, num_rows)
 
@@ -375,9 +375,9 @@ def _quarantine(job: Job, one: _Increment, findings: list[Finding]) -> None:
     failing = _failing_ids(findings)
     if not failing:
         return
-    table = Table(job.store.table(job.recipe.name, QUARANTINE))
+    table = job.store.table(job.recipe.name, QUARANTINE)
     table.sweep()
-    stream = one.valid.path.name
+    stream = one.valid.name
     seen = table.position(stream)
 
     def rows(version: int) -> Iterator[pa.RecordBatch]:
@@ -438,20 +438,16 @@ def _released(one: _Increment, decided: Mapping[str, Decision]) -> int:
 def _summary(
     job: Job, increments: list[_Increment], quarantined: int, decided: Mapping[str, Decision]
 ) -> dict[str, Any]:
-    root = job.store.root
     released = {one.source: _released(one, decided) for one in increments}
-    passed = {
-        str(one.valid.path.relative_to(root)): one.valid.count_rows() + released[one.source]
-        for one in increments
-    }
-    before = {str(one.valid.path.relative_to(root)): one.valid for one in increments}
+    passed = {one.valid.key: one.valid.count_rows() + released[one.source] for one in increments}
+    before = {one.valid.key: one.valid for one in increments}
     num_in = sum(one.num_rows for one in increments)
     return {
         "tables": {path: table.version() for path, table in before.items()},
         "valid_rows": passed,
         "released": released,
         "decisions": job.pinned.decisions,
-        "covered": {str(one.valid.path.relative_to(root)): one.upto for one in increments},
+        "covered": {one.valid.key: one.upto for one in increments},
         # Which raw version the valid rows reach to: the data version people see.
         "data": {one.source: one.upto for one in increments},
         "rows": {"in": num_in, "quarantined": quarantined, "out": num_in - quarantined},
