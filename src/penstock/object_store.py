@@ -226,7 +226,8 @@ def _untracked(label: str, total: int) -> Iterator[Callable[[int], None]]:
 def _is(path: Path, entry: Mapping[str, Any]) -> bool:
     """Whether a file is here already, as it was recorded."""
     try:
-        return path.stat().st_size == entry["size_bytes"] and file_digest(path) == entry["sha256"]
+        same_size = path.stat().st_size == entry["size_bytes"]
+        return bool(same_size and file_digest(path) == entry["sha256"])
     except OSError:
         return False
 
