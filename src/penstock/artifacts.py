@@ -134,7 +134,7 @@ def file_digest(path: Path) -> str:
 def store_errors(place: Path | str) -> Iterator[None]:
     """Turn the operating system's refusals into words.
 
-    Delta's writer is Rust and reports a full disk only in its message.
+    Delta's client is Rust and says what the system refused only in its message.
 
     Raises:
         StoreError: Instead of OSError and Delta's errors for a full, read-only
@@ -162,7 +162,8 @@ def store_errors(place: Path | str) -> Iterator[None]:
             raise StoreError(
                 f"{place} is on a read-only file system.", "Set `store` in the recipe."
             ) from error
-        if isinstance(error, FileExistsError | NotADirectoryError):
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        if in_the_way or "os error 20" in text:
             raise StoreError(
                 f"{place} cannot be a folder: a file is in its way.", "Set `store` in the recipe."
             ) from error

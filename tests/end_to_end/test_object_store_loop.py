@@ -50,11 +50,6 @@ def opened(folder):
     return open_pipeline(folder / "recipe.yaml", {"ingest.min_new_examples": 0})
 
 
-def model_keys(bucket):
-    found = bucket.list_objects_v2(Bucket="lake", Prefix="tiny/artifacts/train")["Contents"]
-    return [one["Key"] for one in found]
-
-
 def test_another_host_finds_every_result(hosts):
     report = opened(hosts[1]).run()
     outcomes = {one.stage: one.outcome for one in report.stages}
@@ -87,12 +82,11 @@ def test_more_rows_go_on_where_the_first_host_stopped(hosts):
 
 
 def test_bytes_that_changed_in_the_bucket_are_not_promoted(hosts, bucket):
-    (key,) = [key for key in model_keys(bucket) if key.endswith("model.safetensors")][:1]
-    body = bucket.get_object(Bucket="lake", Key=key)["Body"].read()
     pipeline = opened(hosts[0])
-    (version,) = [m.version for m in pipeline.ledger.models("tiny") if f"tiny/{m.path}/" in key]
+    key = f"tiny/{pipeline.ledger.model('tiny', 1).path}/model.safetensors"
+    body = bucket.get_object(Bucket="lake", Key=key)["Body"].read()
     bucket.put_object(Bucket="lake", Key=key, Body=body[:-1] + bytes([body[-1] ^ 1]))
     with pytest.raises(StoreError, match=r"is damaged: model\.safetensors"):
-        models.promote(pipeline, None, version, "by hand")
+        models.promote(pipeline, None, 1, "by hand")
     bucket.put_object(Bucket="lake", Key=key, Body=body)
-    assert models.promote(pipeline, None, version, "by hand").version == version
+    assert models.promote(pipeline, None, 1, "by hand").version == 1
