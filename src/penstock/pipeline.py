@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from penstock.artifacts import Store
+from penstock.conversions import conversions, sweep_conversions
 from penstock.errors import PenstockError, RecipeError, StalePromotion
 from penstock.ledger import Ledger, RunRecord
+from penstock.promotion import served_versions
 from penstock.recipe import Recipe
 from penstock.recipe_file import load_recipe
 from penstock.registry import did_you_mean
@@ -199,6 +201,13 @@ class Pipeline:
             return any(key.startswith(print_) or key.endswith(f"/{stage}") for key in keys)
 
         self.store.sweep(is_live, ABANDONED_S)
+        sweep_conversions(conversions(self.store), set(self._digests_in_use()))
+
+    def _digests_in_use(self) -> Iterator[str]:
+        """Of the versions that serve, and of those that a rollback would serve."""
+        for name, alias in self.ledger.aliases():
+            numbers = served_versions(self.ledger.history(name, alias))[-2:]
+            yield from (one.digest for one in self.ledger.models(name) if one.version in numbers)
 
 
 class _Snapshot:

@@ -10,15 +10,22 @@ moved by hand, which nobody but a person can settle.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from penstock.artifacts import digest_of
-from penstock.errors import LedgerError, MirrorBehind, PenstockError, StalePromotion
-from penstock.ledger import Ledger, ModelVersion, Pointer
+from penstock.errors import (
+    LedgerError,
+    MirrorBehind,
+    PenstockError,
+    RegistryError,
+    StalePromotion,
+    StoreError,
+)
+from penstock.ledger import Ledger, ModelVersion, Move, Pointer
 from penstock.model_files import content_digest, digest_in_registry
 from penstock.model_registry import ModelRegistry
 
@@ -103,12 +110,7 @@ class Production:
             LedgerError: There is nothing to go back to, or MLflow's alias was moved by hand.
         """
         pointer = self.ledger.pointer(self.name, self.alias)
-        served: list[int] = []
-        for move in self.ledger.history(self.name, self.alias):
-            if move.action == "rollback":
-                served.pop()
-            else:
-                served.append(move.to_version)
+        served = served_versions(self.ledger.history(self.name, self.alias))
         if pointer is None or len(served) < 2:
             serving = "nothing" if pointer is None else f"version {pointer.version}"
             raise LedgerError(
@@ -284,3 +286,14 @@ class Production:
 
 def _named(version: int | str | None) -> str:
     return "nothing" if version is None else f"version {version}"
+def served_versions(moves: Iterable[Move]) -> list[int]:
+    """What rollbacks would go back through, oldest first; the last one serves."""
+    served: list[int] = []
+    for move in moves:
+        if move.action == "rollback":
+            served.pop()
+        else:
+            served.append(move.to_version)
+    return served
+
+

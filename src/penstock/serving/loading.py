@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from penstock.conversions import conversion
 from penstock.errors import RecipeError, ServingError
 from penstock.registry import require, resolve
 from penstock.serving.backends.base import Backend, Capability, ModelFiles
@@ -28,7 +29,10 @@ def load_version(config: ServeConfig, served: ServedVersion) -> Route:
     Raises:
         ServingError: It cannot be loaded.
     """
-    files = ModelFiles(served.folder, _cache(config) / served.digest, config.backend_options)
+    if served.fetch is not None:
+        served.fetch()
+    cache = conversion(_cache(config), served.digest)
+    files = ModelFiles(served.folder, cache, config.backend_options)
     return _load(config.backend, "generate", files, served)
 
 
@@ -42,7 +46,8 @@ def load_embedding(config: ServeConfig, embedding: EmbeddingConfig) -> Route:
     folder = embedding.folder or _packaged_folder(embedding.model)
     digest = _digest(folder)
     served = ServedVersion(embedding.model, 1, 0, folder, digest, _EXTERNAL, _EXTERNAL)
-    return _load(embedding.backend, "embed", ModelFiles(folder, _cache(config) / digest), served)
+    files = ModelFiles(folder, conversion(_cache(config), digest))
+    return _load(embedding.backend, "embed", files, served)
 
 
 def _load(name: str, needed: Capability, files: ModelFiles, served: ServedVersion) -> Route:

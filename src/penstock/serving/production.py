@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from penstock.artifacts import Store
+from penstock.conversions import conversions
 from penstock.ledger import Ledger
 from penstock.recipe import Recipe
 from penstock.serving.config import ServeConfig
@@ -50,7 +51,7 @@ def serve_config(recipe: Recipe, store: Store) -> ServeConfig:
     if recipe.features is not None:
         feature_store, options = recipe.plugin("features", recipe.features)
         settings["features"] = feature_store(options, recipe.folder)
-    return ServeConfig(model=recipe.model_name, cache_dir=store.root / "serving", **settings)
+    return ServeConfig(model=recipe.model_name, cache_dir=conversions(store), **settings)
 
 
 def serve_production(pipeline: Pipeline) -> None:
