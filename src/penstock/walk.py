@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from penstock import version_files
 from penstock.artifacts import Artifact, digest_of, fingerprint
 from penstock.errors import LedgerError
 from penstock.ledger import LEASE_S, Claim, ModelVersion, RunRecord, StageRecord
@@ -185,13 +186,8 @@ class Walk:
         names = self._input_prints(node) or {}
         inputs = {name: self.found[name] for name in names if name in self.found}
         model = self._baseline() if node.name == "baseline" else None
-        trained = self.pipeline.ledger.find(model.train_fingerprint) if model else None
-        if model is not None and trained is not None:
-            # The files that serve, which are not those of the record when the
-            # same training was made again and came out otherwise.
-            summary = {**trained.summary, "model_digest": model.digest}
-            folder = model.path.rpartition("/")[0]
-            inputs["train"] = replace(trained, path=folder, summary=summary)
+        if model is not None:
+            inputs["train"] = self._as_trained(model)
         return inputs
 
     def _input_contents(self, node: Node) -> dict[str, str]:
@@ -209,6 +205,17 @@ class Walk:
             return self._named_base()
         key = f"base/{model_name}/{self.prints['validate']}"
         pointer = pipeline.ledger.pointer(model_name, pipeline.recipe.deploy.alias)
+    def _as_trained(self, model: ModelVersion) -> Artifact:
+        """The files that serve, as if a training had just made them.
+
+        They are not those of the training's record when the same training was made
+        again and came out otherwise; and some versions came without a recipe.
+        """
+        store = self.pipeline.store
+        folder = version_files.folder_of(model, store).parent.relative_to(store.root)
+        summary = {"model_digest": model.digest}
+        return Artifact(model.train_fingerprint, train.STAGE.name, str(folder), "", summary)
+
         version = pipeline.ledger.pinned(key) if self.run_id is None else None
         if version is None:
             version = {"version": pointer.version if pointer else None}
@@ -225,20 +232,21 @@ class Walk:
         if version is None:
             return train.named_base(self.pipeline.recipe)
         # A start like any other, and no continuation: of its rows nothing is assumed.
-        found = self._registered_base(self.pipeline.ledger.model(*version))
-        return replace(found, version=None, tables={})
+        model = version_files.find(*version, pipeline.recipe, pipeline.store, pipeline.ledger)
+        return replace(self._registered_base(model), version=None, tables={})
 
     def _registered_base(self, model: ModelVersion) -> Base:
         trained = self.pipeline.ledger.find(model.train_fingerprint)
         return Base(
             label=f"{model.name} version {model.version}",
             identity=model.digest,
-            location=str(self.pipeline.store.root / model.path),
+            location=str(version_files.folder_of(model, self.pipeline.store)),
             version=model.version,
             tables={} if trained is None else trained.summary["data"],
         )
 
     def _baseline(self) -> ModelVersion | None:
+        pipeline = self.pipeline
         """The version to compare with: what serves, or what the candidate replaced."""
         recipe, ledger = self.pipeline.recipe, self.pipeline.ledger
         pointer = ledger.pointer(recipe.model_name, recipe.deploy.alias)
@@ -252,6 +260,7 @@ class Walk:
         version: int | None = pointer.version
         if candidate is not None:
             moves = ledger.history(recipe.model_name, recipe.deploy.alias)
+            registered=model,
             mine = [move for move in moves if move.to_version == candidate.version]
             version = mine[0].from_version if mine else version
         return None if version is None else ledger.model(recipe.model_name, version)
@@ -372,6 +381,7 @@ class Walk:
         """Pin again where others have ingested more than this run has pinned.
 
         What a fingerprint says of the sources must be what the recorded table
+            self._fetch_model(node)
         versions hold. Under the claim nobody commits to them, so it stays true.
         """
         pipeline = self.pipeline
@@ -391,6 +401,16 @@ class Walk:
         Under the claim, and by the record that stands then: another worker may
         have committed the result anew, and not recorded it yet.
         """
+    def _fetch_model(self, node: Node) -> None:
+        """Bring the registered version that a node reads to the store, if only MLflow has it."""
+        pipeline, model = self.pipeline, None
+        if node.name == "baseline":
+            model = self._baseline()
+        elif node.stage in (prepare.STAGE, train.STAGE) and self.pinned.base is not None:
+            model = self.pinned.base.registered
+        if model is not None:
+            version_files.fetched(model, pipeline.recipe, pipeline.store, pipeline.ledger)
+
         if not self.pipeline.store.has_earlier_attempts(artifact):
             return
         claim = self.pipeline.ledger.try_claim(self._claim_key(node))

@@ -28,6 +28,8 @@ def load_version(config: ServeConfig, served: ServedVersion) -> Route:
 
     Raises:
         ServingError: It cannot be loaded.
+        RegistryError: Its files are in MLflow alone, which cannot be asked.
+        StoreError: They are not what was registered, or the disk is full.
     """
     if served.fetch is not None:
         served.fetch()

@@ -10,6 +10,7 @@ from penstock.ledger import Ledger
 from penstock.recipe import Recipe
 from penstock.serving.config import ServeConfig
 from penstock.serving.routes import ServedVersion
+from penstock.version_files import fetched, folder_of
 
 if TYPE_CHECKING:
     from penstock.pipeline import Pipeline
@@ -35,10 +36,11 @@ class LedgerPointers:
             model=name,
             version=model.version,
             epoch=pointer.epoch,
-            folder=self._store.root / model.path,
+            folder=folder_of(model, self._store),
             digest=model.digest,
             run_id=model.run_id,
             data_version=model.data_version,
+            fetch=lambda: fetched(model, self._recipe, self._store, self._ledger),
         )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from penstock.artifacts import Artifact, Store
-from penstock.ledger import Ledger
+from penstock.ledger import Ledger, ModelVersion
 from penstock.recipe import Recipe
 from penstock.sources.base import Unit
 
@@ -72,6 +72,7 @@ class Base:
         revision: The commit of a hub model.
         version: The registered version, if it is one.
         tables: The table versions it was trained on, if it is ours.
+        registered: What it is registered as, if it is; its files may have to be fetched.
     """
 
     label: str
@@ -80,6 +81,7 @@ class Base:
     revision: str | None = None
     version: int | None = None
     tables: Mapping[str, int] = field(default_factory=dict)
+    registered: ModelVersion | None = None
 
 
 @dataclass(frozen=True)
