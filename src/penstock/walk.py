@@ -46,6 +46,8 @@ NODES = (
     Node("deploy", deploy.STAGE),
 )
 NAMES = tuple(node.name for node in NODES)
+# The two evaluations that the gate compares.
+_PAIR = {"evaluate": "baseline", "baseline": "evaluate"}
 _AFTER_DATA = NAMES[2:]
 _AFTER_GATE = NAMES[7:]
 
@@ -176,10 +178,23 @@ class Walk:
             return None
         if artifact.input_contents != self._input_contents(node):
             return None
+        if self._is_measured_otherwise(node, artifact):
+            return None
         for path, version in artifact.summary.get("tables", {}).items():
             if Table(self.pipeline.store.root / path).version() < version:
                 return None
         return artifact
+
+    def _is_measured_otherwise(self, node: Node, artifact: Artifact) -> bool:
+        """Whether candidate and baseline were measured by different versions of the libraries.
+
+        Those of the default backend are in no fingerprint: an upgrade alone makes nobody
+        evaluate again, and only a pair that is compared has to be of one kind.
+        """
+        other = self.found.get(_PAIR.get(node.name, ""))
+        return other is not None and other.summary.get("versions") != artifact.summary.get(
+            "versions"
+        )
 
     def _inputs(self, node: Node) -> dict[str, Artifact]:
         """The results a node reads, by input name, as far as they exist."""
@@ -189,6 +204,17 @@ class Walk:
         if model is not None:
             inputs["train"] = self._as_trained(model)
         return inputs
+
+    def _as_trained(self, model: ModelVersion) -> Artifact:
+        """The files that serve, as if a training had just made them.
+
+        They are not those of the training's record when the same training was made
+        again and came out otherwise; and some versions came without a recipe.
+        """
+        store = self.pipeline.store
+        folder = version_files.folder_of(model, store).parent.relative_to(store.root)
+        summary = {"model_digest": model.digest}
+        return Artifact(model.train_fingerprint, train.STAGE.name, str(folder), "", summary)
 
     def _input_contents(self, node: Node) -> dict[str, str]:
         return {name: artifact.content for name, artifact in self._inputs(node).items()}
@@ -205,17 +231,6 @@ class Walk:
             return self._named_base()
         key = f"base/{model_name}/{self.prints['validate']}"
         pointer = pipeline.ledger.pointer(model_name, pipeline.recipe.deploy.alias)
-    def _as_trained(self, model: ModelVersion) -> Artifact:
-        """The files that serve, as if a training had just made them.
-
-        They are not those of the training's record when the same training was made
-        again and came out otherwise; and some versions came without a recipe.
-        """
-        store = self.pipeline.store
-        folder = version_files.folder_of(model, store).parent.relative_to(store.root)
-        summary = {"model_digest": model.digest}
-        return Artifact(model.train_fingerprint, train.STAGE.name, str(folder), "", summary)
-
         version = pipeline.ledger.pinned(key) if self.run_id is None else None
         if version is None:
             version = {"version": pointer.version if pointer else None}
@@ -231,6 +246,7 @@ class Walk:
         version = registered(self.pipeline.recipe.train.base)
         if version is None:
             return train.named_base(self.pipeline.recipe)
+        pipeline = self.pipeline
         # A start like any other, and no continuation: of its rows nothing is assumed.
         model = version_files.find(*version, pipeline.recipe, pipeline.store, pipeline.ledger)
         return replace(self._registered_base(model), version=None, tables={})
@@ -243,10 +259,10 @@ class Walk:
             location=str(version_files.folder_of(model, self.pipeline.store)),
             version=model.version,
             tables={} if trained is None else trained.summary["data"],
+            registered=model,
         )
 
     def _baseline(self) -> ModelVersion | None:
-        pipeline = self.pipeline
         """The version to compare with: what serves, or what the candidate replaced."""
         recipe, ledger = self.pipeline.recipe, self.pipeline.ledger
         pointer = ledger.pointer(recipe.model_name, recipe.deploy.alias)
@@ -260,7 +276,6 @@ class Walk:
         version: int | None = pointer.version
         if candidate is not None:
             moves = ledger.history(recipe.model_name, recipe.deploy.alias)
-            registered=model,
             mine = [move for move in moves if move.to_version == candidate.version]
             version = mine[0].from_version if mine else version
         return None if version is None else ledger.model(recipe.model_name, version)
@@ -310,6 +325,10 @@ class Walk:
             return "forced"
         if before is None:
             return "never run"
+        if node.name in _PAIR:
+            found = self.pipeline.ledger.find(self.prints[node.name])
+            if found is not None and self._is_measured_otherwise(node, found):
+                return f"{_PAIR[node.name]} was measured by other versions of the libraries"
         if before.fingerprint == self.prints[node.name]:
             return "its result is gone or damaged"
         settings = node.stage.settings(self.pipeline.recipe, self.pinned)
@@ -343,7 +362,10 @@ class Walk:
         why = self._why(node)
         outcome, artifact = self._make(node)
         self.found[node.name] = artifact
-        return self._note(node, outcome, why, began)
+        record = self._note(node, outcome, why, began)
+        if node.name == "baseline" and self._is_measured_otherwise(node, artifact):
+            self.step(next(one for one in NODES if one.name == "evaluate"))
+        return record
 
     def _make(self, node: Node) -> tuple[str, Artifact]:
         """Claim, look again, run, commit, record."""
@@ -358,6 +380,7 @@ class Walk:
             staged = pipeline.store.stage_folder(node.stage.name, print_)
             settings = node.stage.settings(pipeline.recipe, self.pinned)
             job = self._job(node, staged, settings)
+            self._fetch_model(node)
             summary = node.stage.run(job)
             path, digest = pipeline.store.commit(staged, node.stage.name, print_)
             artifact = Artifact(
@@ -377,11 +400,20 @@ class Walk:
             node.stage.reconcile(job)
             return "ran", artifact
 
+    def _fetch_model(self, node: Node) -> None:
+        """Bring the registered version that a node reads to the store, if only MLflow has it."""
+        pipeline, model = self.pipeline, None
+        if node.name == "baseline":
+            model = self._baseline()
+        elif node.stage in (prepare.STAGE, train.STAGE) and self.pinned.base is not None:
+            model = self.pinned.base.registered
+        if model is not None:
+            version_files.fetched(model, pipeline.recipe, pipeline.store, pipeline.ledger)
+
     def _catch_up(self, node: Node) -> None:
         """Pin again where others have ingested more than this run has pinned.
 
         What a fingerprint says of the sources must be what the recorded table
-            self._fetch_model(node)
         versions hold. Under the claim nobody commits to them, so it stays true.
         """
         pipeline = self.pipeline
@@ -401,16 +433,6 @@ class Walk:
         Under the claim, and by the record that stands then: another worker may
         have committed the result anew, and not recorded it yet.
         """
-    def _fetch_model(self, node: Node) -> None:
-        """Bring the registered version that a node reads to the store, if only MLflow has it."""
-        pipeline, model = self.pipeline, None
-        if node.name == "baseline":
-            model = self._baseline()
-        elif node.stage in (prepare.STAGE, train.STAGE) and self.pinned.base is not None:
-            model = self.pinned.base.registered
-        if model is not None:
-            version_files.fetched(model, pipeline.recipe, pipeline.store, pipeline.ledger)
-
         if not self.pipeline.store.has_earlier_attempts(artifact):
             return
         claim = self.pipeline.ledger.try_claim(self._claim_key(node))
