@@ -22,7 +22,7 @@ from penstock.recipe import Recipe
 from penstock.recipe_file import load_recipe
 from penstock.registry import did_you_mean
 from penstock.sources.base import Unit
-from penstock.stages import decisions, evaluate, ingest
+from penstock.stages import decisions, evaluate, ingest, prepare
 from penstock.stages.base import Pinned, Progress, Silent
 from penstock.stages.validate import valid_tables
 from penstock.walk import NAMES, NODES, Node, Planned, Report, Walk
@@ -228,6 +228,7 @@ class _Snapshot:
         world: Any = {
             "units": self._units(),
             "tasks": evaluate.tasks_digest(self.pipeline.recipe),
+            "features": prepare.features_version(self.pipeline.recipe),
             **self._decisions(),
         }
         if run_id:
@@ -249,8 +250,13 @@ class _Snapshot:
         artifact = self.pipeline.ledger.latest(recipe.name, "ingest")
         if artifact is None:
             return None
-        tasks = evaluate.tasks_digest(recipe)
-        return _pinned({"units": artifact.summary["units"], "tasks": tasks, **self._decisions()})
+        world = {
+            "units": artifact.summary["units"],
+            "tasks": evaluate.tasks_digest(recipe),
+            "features": prepare.features_version(recipe),
+            **self._decisions(),
+        }
+        return _pinned(world)
 
     def _decisions(self) -> dict[str, Any]:
         """How far people have decided about rows in quarantine."""
@@ -279,6 +285,7 @@ def _pinned(world: Mapping[str, Any]) -> Pinned:
         tasks_digest=world["tasks"],
         decisions=world.get("decisions", -1),
         released=world.get("released", ""),
+        features=world.get("features", ""),
     )
 
 

@@ -94,6 +94,7 @@ class Pinned:
         tasks_digest: SHA-256 over the evaluation tasks' own files.
         decisions: The version of the decisions about rows in quarantine; -1 without any.
         released: Digest of the rows that people let through; empty without any.
+        features: What the feature store held, as far as it can tell; empty without any.
     """
 
     units: Mapping[str, Sequence[Unit]] = field(default_factory=dict)
@@ -101,6 +102,7 @@ class Pinned:
     tasks_digest: str = ""
     decisions: int = -1
     released: str = ""
+    features: str = ""
 
 
 @dataclass(frozen=True)
