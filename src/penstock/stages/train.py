@@ -208,8 +208,9 @@ def _select(job: Job, scratch: Path) -> tuple[int, int]:
                     writer.write(rows)
         for writer in writers.values():
             writer.close()
+    # Preparation leaves no training split empty; that none of its rows is new is seen here.
     if not writers["train"].num_rows:
-        raise _no_rows(job)
+        raise TrainingError("There are no new rows to train on.", "Use train.rows: all.")
     if job.recipe.packing is not None:
         join_pieces(scratch, job.folder / BLOCKS)
     return writers["train"].num_rows, writers["validation"].num_rows
@@ -221,15 +222,6 @@ def _writer(job: Job, scratch: Path, split: str) -> RowWriter | BlockWriter:
         return RowWriter(scratch, split)
     apart = recipe.train.packed_attention != "across"
     return BlockWriter(scratch, split, Packer(recipe.prepare.max_length, recipe.packing, apart))
-
-
-def _no_rows(job: Job) -> TrainingError:
-    if job.settings.get("rows") == "new":
-        return TrainingError("There are no new rows to train on.", "Use train.rows: all.")
-    return TrainingError(
-        "The training split is empty: there is no row to train on.",
-        "See where the rows went with: penstock show RUN",
-    )
 
 
 def is_due(rows: pa.RecordBatch, settings: Mapping[str, Any]) -> pa.Array:
