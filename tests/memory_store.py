@@ -11,6 +11,9 @@ class MemoryStore:
     def __init__(self, options=None, folder=None):
         self.broken = False
 
+    def version(self):
+        return "1"
+
     def at(self, rows, names):
         import pyarrow as pa
 

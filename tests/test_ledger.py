@@ -8,14 +8,12 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import sqlalchemy as sa
 
-from penstock import models
 from penstock.artifacts import Artifact
 from penstock.errors import ClaimLost, LedgerError, StalePromotion
 from penstock.ledger import (
@@ -27,6 +25,7 @@ from penstock.ledger import (
     schema,
     this_process,
 )
+from penstock.promotion import Production
 
 SPAWN = multiprocessing.get_context("spawn")
 PATIENCE_S = 60
@@ -541,33 +540,21 @@ class Registry:
         return SimpleNamespace(digest=None)
 
 
-class Production:
-    """What ``penstock.models`` needs of a pipeline."""
-
-    def __init__(self, ledger):
-        deploy = SimpleNamespace(alias="production")
-        self.recipe = SimpleNamespace(model_name="penny", deploy=deploy)
-        self.ledger = ledger
-        self.store = SimpleNamespace(root=Path("/nowhere"))
-
-
 @pytest.fixture
-def production(ledger, monkeypatch):
+def production(ledger):
     """A model with three versions, and a registry of their aliases."""
-    tracker = SimpleNamespace(registry=Registry())
-    monkeypatch.setattr(models, "Tracker", lambda *_: tracker)
     for number in (1, 2, 3):
         ledger.add_model(version_of(number))
-    return Production(ledger)
+    return Production(ledger, Registry(), "penny", "production")
 
 
 def promote(production, *versions):
     for version in versions:
-        models.promote(production, None, version, "test")
+        production.promote(version, "test")
 
 
 def rollback(production):
-    return models.rollback(production, None, "test").version
+    return production.rollback("test").version
 
 
 def test_rolling_back_twice_goes_two_promotions_back_and_then_says_that_is_all(production):

@@ -10,7 +10,16 @@ import pytest
 import tiny_project
 from penstock import models
 from penstock.artifacts import damaged_files
-from penstock.errors import LedgerError, RecipeError, StoreError, TrainingError
+from penstock.errors import (
+    EvaluationError,
+    LedgerError,
+    RecipeError,
+    RegistryError,
+    SourceError,
+    StoreError,
+    TrainingError,
+)
+from penstock.evaluators.hf import HfEvaluator
 from penstock.launchers import loop
 from penstock.ledger import Pointer
 from penstock.pipeline import NAMES, open_pipeline
@@ -287,6 +296,53 @@ def test_a_damaged_model_is_not_evaluated(project):
         run(project, force=["evaluate"])
 
 
+def upgraded(monkeypatch, version):
+    """Another version of the library that computes, as after ``pip install``."""
+    monkeypatch.setattr(HfEvaluator, "versions", lambda self: {"transformers": version})
+
+
+def versions_measured_by(report):
+    return [report.artifacts[name].summary["versions"] for name in ("evaluate", "baseline")]
+
+
+def test_an_upgrade_measures_the_baseline_again_and_only_with_the_next_candidate(
+    second, monkeypatch
+):
+    upgraded(monkeypatch, "99.0")
+    assert run(second, **ALWAYS)[1] == outcomes(baseline="hit")
+    tiny_project.write_rows(second / "data" / "third.jsonl", 40, seed=3)
+    planned = {one.node: one for one in opened(second).plan()}
+    assert planned["evaluate"].action == "run"
+    report, came = run(second)
+    assert (came["evaluate"], came["baseline"]) == ("ran", "ran")
+    assert versions_measured_by(report) == [{"transformers": "99.0"}] * 2
+    assert report.artifacts["gate"].summary["baseline_version"] == 2
+
+
+def test_a_candidate_from_before_an_upgrade_is_measured_again_with_its_baseline(
+    project, monkeypatch
+):
+    tiny_project.write_rows(project / "data" / "second.jsonl", 40, seed=2)
+    run(project, until="evaluate", evaluate__limit=7)
+    upgraded(monkeypatch, "99.0")
+    report, came = run(project, evaluate__limit=7)
+    assert (came["evaluate"], came["baseline"]) == ("ran", "ran")
+    assert versions_measured_by(report) == [{"transformers": "99.0"}] * 2
+    assert pointer(project) == Pointer(2, 2)
+
+
+def test_a_run_removes_old_conversions_but_not_those_of_what_serves_or_served(second):
+    ledger = opened(second).ledger
+    place = second / "store" / "serving"
+    (place / "unwanted").mkdir(parents=True)
+    for folder in place.iterdir():
+        os.utime(folder, (0, 0))
+    (place / "of a trial").mkdir()
+    run(second)
+    digests = {ledger.model("tiny", number).digest for number in (1, 2)}
+    assert {folder.name for folder in place.iterdir()} == {*digests, "of a trial"}
+
+
 def test_a_block_is_a_result_and_leaves_what_serves(project):
     report, came = run(project, gate__min={"which": 0.999})
     assert report.status == "BLOCKED"
@@ -310,14 +366,14 @@ def test_too_few_items_are_inconclusive(project):
 
 def test_a_candidate_is_compared_again_when_another_version_serves_by_now(second, monkeypatch):
     pipeline = opened(second)
-    models.rollback(pipeline, None, "for the test")
+    models.production(pipeline).rollback("for the test")
     tiny_project.write_rows(second / "data" / "third.jsonl", 40, seed=3)
     register = Tracker.register
 
     def meanwhile(self, *args):
         """Somebody promotes version 2 while version 3 is being registered."""
         if pointer(second).version == 1:
-            models.promote(opened(second), None, 2, "by somebody else")
+            models.production(opened(second)).promote(2, "by somebody else")
         return register(self, *args)
 
     monkeypatch.setattr(Tracker, "register", meanwhile)
@@ -340,7 +396,7 @@ def test_an_alias_moved_by_hand_stops_the_next_deploy_until_it_is_settled(second
     with pytest.raises(LedgerError, match="was moved by hand: it is version 1"):
         run(second, ingest__min_new_examples=0)
     with pytest.raises(LedgerError, match="was moved by hand"):
-        models.rollback(opened(second), None, "for the test")
+        production.rollback("for the test")
     assert pointer(second) == Pointer(2, 2)
     assert alias_in_mlflow(second) == [(1,)]
     production.settle("ledger", "for the test")
@@ -359,7 +415,7 @@ def test_a_mirror_that_was_lost_in_a_crash_is_mended_by_the_next_deploy(second):
 
 @pytest.mark.parametrize("needed", [20, 0])
 def test_a_rolled_back_version_is_not_promoted_again_by_an_unchanged_rerun(second, needed):
-    models.rollback(opened(second), None, "users complained")
+    models.production(opened(second)).rollback("users complained")
     report, came = run(second, ingest__min_new_examples=needed)
     assert report.status == ("SKIPPED" if needed else "SUCCEEDED")
     assert "ran" not in came.values()
@@ -463,7 +519,7 @@ def test_a_recipe_starts_from_a_registered_version(second):
 
 def test_a_registered_version_that_is_not_there_is_said_with_those_that_are(project):
     chosen = {"train__base": "models:/tiny/7", "train__continue_from_production": False}
-    with pytest.raises(LedgerError, match=r"no version 7 of model 'tiny'. It has: 1\."):
+    with pytest.raises(RegistryError, match=r"no version 7 of model 'tiny'. It has: 1\."):
         run(project, until="train", **ALWAYS, **chosen)
 
 
@@ -487,6 +543,20 @@ def test_a_damaged_tokenizer_of_a_base_is_an_error_of_the_base(project):
     chosen = {"train__base": "base", "train__continue_from_production": False}
     with pytest.raises(RecipeError, match="No tokenizer can be loaded"):
         run(project, until="train", **ALWAYS, **chosen)
+
+
+def test_a_preparation_that_leaves_nothing_to_train_on_says_so(project):
+    everything = [{"filter": {"min_characters": {"response": 100_000}}}]
+    with pytest.raises(SourceError, match="No row is left to train on") as refused:
+        run(project, until="train", prepare__transforms=everything, **ALWAYS)
+    assert "penstock show RUN" in refused.value.hint
+
+
+def test_held_out_rows_need_a_split_that_holds_them_out(project):
+    whole = {"prepare__transforms": ["normalise"], "evaluate__tasks": ["held_out"]}
+    with pytest.raises(EvaluationError, match="needs a validation split") as refused:
+        run(project, until="evaluate", **whole, **ALWAYS)
+    assert "split: {validation: 0.05}" in refused.value.hint
 
 
 def test_a_training_on_new_rows_alone_needs_some(project):

@@ -80,6 +80,21 @@ def write_rows(path: Path, count: int, vocab_size: int, seed: int) -> None:
         writer.write_table(table)
 
 
+def pack(path: Path) -> None:
+    """Put the rows of a file into blocks of two."""
+    with pa.ipc.open_stream(str(path)) as reader:
+        rows = reader.read_all().to_pylist()
+    blocks = []
+    for pair in (rows[i : i + 2] for i in range(0, len(rows), 2)):
+        block = {name: [token for row in pair for token in row[name]] for name in pair[0]}
+        blocks.append(block | {"seq_lengths": [len(row["input_ids"]) for row in pair]})
+    column = pa.list_(pa.int32())
+    names = ("input_ids", "labels", "seq_lengths")
+    table = pa.Table.from_pylist(blocks, pa.schema([(name, column) for name in names]))
+    with pa.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+
+
 _TRAIN_AND_DIE = """
 import os, pickle, signal, sys
 from penstock.launchers.loop import train

@@ -69,6 +69,12 @@ def trace(response_id: str, ledger: Ledger, store: Store) -> Lineage:
         LedgerError: It is not a response id, or names no model of this ledger.
     """
     model = _model(response_id, ledger)
+    if not model.train_fingerprint:
+        raise LedgerError(
+            f"{model.name} version {model.version} was promoted without a recipe: none of our "
+            "runs has made it.",
+            f"MLflow may know more of its run {model.run_id!r}.",
+        )
     trained = _artifact(ledger, model.train_fingerprint)
     prepared = _artifact(ledger, trained.inputs["prepare"])
     validated = _artifact(ledger, prepared.inputs["validate"])

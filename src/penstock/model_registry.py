@@ -21,6 +21,8 @@ from penstock.errors import PenstockError, RegistryError, StoreError
 from penstock.registry import did_you_mean, require
 
 DIGEST_TAG = "penstock.digest"
+# What MLflow calls a registered version: models:/NAME/VERSION.
+URI_SCHEME = "models:/"
 
 _SHOWN = 20  # of the names a message lists
 _LONGEST = 300  # characters of another's message
@@ -164,6 +166,11 @@ class ModelRegistry:
             return RegistryError(f"Model {name!r} has no versions.", "Register one first.")
         known = did_you_mean(name, names[:_SHOWN]) if names else " It has no models."
         return RegistryError(f"There is no model {name!r} in this registry.{known}")
+
+
+def version_uri(name: str, version: int) -> str:
+    """What MLflow calls a registered version."""
+    return f"{URI_SCHEME}{name}/{version}"
 
 
 def prepare_mlflow() -> None:

@@ -1,4 +1,4 @@
-"""Registered versions of a recipe's model in use: promote, roll back, download."""
+"""Registered versions of a recipe's model in use: what serves, and downloads."""
 
 from __future__ import annotations
 
@@ -7,44 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.errors import LedgerError
-from penstock.ledger import ModelVersion, Pointer
+from penstock.ledger import ModelVersion
 from penstock.model_files import arrive
 from penstock.promotion import Production
-from penstock.stages.train import check_stored
-from penstock.tracking import Tracker
+from penstock.stages.deploy import production_of
 
 if TYPE_CHECKING:
     from penstock.pipeline import Pipeline
 
 
 def production(pipeline: Pipeline, name: str | None = None, alias: str | None = None) -> Production:
-    """The alias that a recipe's deploy stage moves, or another one of the same project.
-
-    Being in the ledger means having passed the gate, so no other version may be promoted.
-    """
-    return Production(
-        pipeline.ledger,
-        Tracker(pipeline.recipe, pipeline.store).registry,
-        name or pipeline.recipe.model_name,
-        alias or pipeline.recipe.deploy.alias,
-    )
-
-
-def promote(pipeline: Pipeline, name: str | None, version: int, reason: str) -> Pointer:
-    """Point production at a registered version; see ``Production.promote``.
-
-    Raises:
-        StoreError: The version's files are not what was tested.
-    """
-    model = pipeline.ledger.model(name or pipeline.recipe.model_name, version)
-    if pipeline.store.has(model.path):  # one that came without a recipe is elsewhere
-        check_stored(pipeline.store, model)
-    return production(pipeline, name).promote(version, reason)
-
-
-def rollback(pipeline: Pipeline, name: str | None, reason: str) -> Pointer:
-    """Point production back at what served before; see ``Production.rollback``."""
-    return production(pipeline, name).rollback(reason)
+    """The alias that a recipe's deploy stage moves, or another one of the same project."""
+    return production_of(pipeline.recipe, pipeline.store, pipeline.ledger, name, alias)
 
 
 def download(

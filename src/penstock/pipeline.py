@@ -13,14 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from penstock.conversions import conversions, sweep_conversions
 from penstock.errors import PenstockError, RecipeError, StalePromotion
 from penstock.ledger import Ledger, RunRecord
 from penstock.object_store import ObjectStore
+from penstock.promotion import served_versions
 from penstock.recipe import Recipe
 from penstock.recipe_file import load_recipe
 from penstock.registry import did_you_mean
 from penstock.sources.base import Unit
-from penstock.stages import decisions, evaluate, ingest
+from penstock.stages import decisions, evaluate, ingest, prepare
 from penstock.stages.base import Pinned, Progress, Silent
 from penstock.stages.validate import valid_tables
 from penstock.store import Store
@@ -210,6 +212,13 @@ class Pipeline:
             return any(key.startswith(print_) or key.endswith(f"/{stage}") for key in keys)
 
         self.store.sweep(is_live, ABANDONED_S)
+        sweep_conversions(conversions(self.store), set(self._digests_in_use()))
+
+    def _digests_in_use(self) -> Iterator[str]:
+        """Of the versions that serve, and of those that a rollback would serve."""
+        for name, alias in self.ledger.aliases():
+            numbers = served_versions(self.ledger.history(name, alias))[-2:]
+            yield from (one.digest for one in self.ledger.models(name) if one.version in numbers)
 
 
 class _Snapshot:
@@ -230,6 +239,7 @@ class _Snapshot:
         world: Any = {
             "units": self._units(),
             "tasks": evaluate.tasks_digest(self.pipeline.recipe),
+            "features": prepare.features_version(self.pipeline.recipe),
             **self._decisions(),
         }
         if run_id:
@@ -251,8 +261,13 @@ class _Snapshot:
         artifact = self.pipeline.ledger.latest(recipe.name, "ingest")
         if artifact is None:
             return None
-        tasks = evaluate.tasks_digest(recipe)
-        return _pinned({"units": artifact.summary["units"], "tasks": tasks, **self._decisions()})
+        world = {
+            "units": artifact.summary["units"],
+            "tasks": evaluate.tasks_digest(recipe),
+            "features": prepare.features_version(recipe),
+            **self._decisions(),
+        }
+        return _pinned(world)
 
     def _decisions(self) -> dict[str, Any]:
         """How far people have decided about rows in quarantine."""
@@ -281,6 +296,7 @@ def _pinned(world: Mapping[str, Any]) -> Pinned:
         tasks_digest=world["tasks"],
         decisions=world.get("decisions", -1),
         released=world.get("released", ""),
+        features=world.get("features", ""),
     )
 
 

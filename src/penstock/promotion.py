@@ -10,20 +10,35 @@ moved by hand, which nobody but a person can settle.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from penstock.artifacts import digest_of
-from penstock.errors import LedgerError, MirrorBehind, PenstockError, StalePromotion
-from penstock.ledger import Ledger, ModelVersion, Pointer
+from penstock.errors import (
+    LedgerError,
+    MirrorBehind,
+    PenstockError,
+    RegistryError,
+    StalePromotion,
+    StoreError,
+)
+from penstock.ledger import Ledger, ModelVersion, Move, Pointer
 from penstock.model_files import content_digest, digest_in_registry
-from penstock.model_registry import ModelRegistry
+from penstock.model_registry import ModelRegistry, version_uri
 
 _WAIT_S = 60.0  # for other promoters that write the mirror at this moment
 _LOOKS = 50  # at ledger and mirror, until neither moves between two looks
+_AT_NIGHT = (
+    "Nothing moved. Another version: penstock promote --version N. If it cannot wait: penstock "
+    "model rollback --unchecked, which asks MLflow nothing and reads no files; a gateway that "
+    "cannot load the version keeps the one it has."
+)
+_AGAIN = "Run the same command again once MLflow answers; nothing else is to be done."
+# The same command would go back by one more.
+_SETTLE = "Once MLflow answers: penstock model settle --take ledger. Do not roll back again."
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,8 @@ class Production:
         alias: Such as ``production``.
         admits: Whether a version that only the registry knows may be promoted.
             Without a recipe no stage registers versions in the ledger.
+        check_files: Reads a version's files and raises StoreError if they are not
+            what was registered; None where they are nowhere at hand.
     """
 
     ledger: Ledger
@@ -44,6 +61,7 @@ class Production:
     name: str
     alias: str
     admits: bool = False
+    check_files: Callable[[ModelVersion], object] | None = None
 
     def serving(self) -> int | None:
         """The version that serves: the pointer's, or before its first move the alias's."""
@@ -59,6 +77,7 @@ class Production:
         reason: str,
         expected: int | Literal["anything"] | None = "anything",
         tested: Path | None = None,
+        run_id: str | None = None,
     ) -> Pointer:
         """Point the alias at a version.
 
@@ -68,15 +87,17 @@ class Production:
             expected: What must serve now, None for nothing; the version that the
                 candidate was compared with.
             tested: The folder of files that were evaluated: they must be the version's.
+            run_id: The run behind it, if one is.
 
         Raises:
             LedgerError: There is no such version, it serves already, it has other files
                 than were tested, or MLflow's alias was moved by hand. Nothing moved.
             StalePromotion: Something else serves than was expected. Nothing moved.
+            StoreError: Its files are not what was registered. Nothing moved.
             MirrorBehind: The pointer moved, but MLflow's alias did not follow.
             RegistryError: MLflow cannot be asked. Nothing moved.
         """
-        self._know(version, tested)
+        known = self._know(version, tested)
         taken = self._take_over()
         if taken is None:
             self.check_alias()
@@ -90,45 +111,69 @@ class Production:
             raise StalePromotion(
                 f"Version {version} was compared with {_named(expected)}, "
                 f"but {_named(serves)} serves now.",
-                "Evaluate it against what serves now.",
+                "It has to be compared with what serves now.",
             )
-        return self._move(version, pointer, "promote", reason)
+        self._check_files(known)
+        return self._move(version, pointer, "promote", reason, run_id)
 
-    def rollback(self, reason: str) -> Pointer:
+    def rollback(self, reason: str, unchecked: bool = False) -> Pointer:
         """Point the alias back at what it named before its last promotion.
 
         Rolling back twice goes two promotions back, not forward again.
 
+        Args:
+            reason: For the audit log.
+            unchecked: Neither ask MLflow nor read the version's files first: what a
+                person at night decides while a bad version serves.
+
         Raises:
             LedgerError: There is nothing to go back to, or MLflow's alias was moved by hand.
+            StoreError: The version's files are not what was registered. Nothing moved.
+            RegistryError: MLflow cannot be asked. Nothing moved.
+            MirrorBehind: The pointer moved, but MLflow's alias did not follow.
         """
         pointer = self.ledger.pointer(self.name, self.alias)
-        served: list[int] = []
-        for move in self.ledger.history(self.name, self.alias):
-            if move.action == "rollback":
-                served.pop()
-            else:
-                served.append(move.to_version)
+        served = served_versions(self.ledger.history(self.name, self.alias))
         if pointer is None or len(served) < 2:
             serving = "nothing" if pointer is None else f"version {pointer.version}"
             raise LedgerError(
                 f"{self._label} is {serving}, and nothing served before it.",
                 "See: penstock model history",
             )
-        self.check_alias()
+        if not unchecked:
+            self._check_the_way_back(served[-2])
         return self._move(served[-2], pointer, "rollback", reason)
+
+    def _check_the_way_back(self, version: int) -> None:
+        try:
+            self.check_alias()
+            self._check_files(self.ledger.model(self.name, version))
+        except (RegistryError, StoreError) as error:
+            error.hint = _AT_NIGHT
+            raise
+
+    def _check_files(self, model: ModelVersion) -> None:
+        if self.check_files is not None:
+            self.check_files(model)
 
     def reconcile(self) -> None:
         """Let MLflow's alias say what the pointer says.
 
         Raises:
             LedgerError: The alias was moved by hand.
-            MirrorBehind: MLflow does not answer.
+            MirrorBehind: The pointer has moved, and MLflow does not answer.
+            RegistryError: MLflow does not answer, and the alias had followed before.
         """
-        pointer = self.ledger.pointer(self.name, self.alias)
-        if pointer is not None:
+        pointer, mirrored = self._state()
+        if pointer is None:
+            return
+        try:
             self.check_alias()
-            self._follow(pointer)
+        except RegistryError as error:
+            if mirrored >= pointer.epoch:
+                raise
+            raise self._behind(pointer, error, _AGAIN) from error
+        self._follow(pointer)
 
     def settle(self, take: Literal["ledger", "alias"], reason: str) -> Pointer:
         """End a disagreement: the pointer goes where the alias is, or the other way round.
@@ -194,9 +239,18 @@ class Production:
         reason = "MLflow's alias was there before the ledger knew the model"
         return self._move(there, None, "adopt", reason)
 
-    def _move(self, version: int, pointer: Pointer | None, action: str, reason: str) -> Pointer:
-        moved = self.ledger.move_pointer(self.name, self.alias, version, pointer, action, reason)
-        self._follow(moved)
+    def _move(
+        self,
+        version: int,
+        pointer: Pointer | None,
+        action: str,
+        reason: str,
+        run_id: str | None = None,
+    ) -> Pointer:
+        moved = self.ledger.move_pointer(
+            self.name, self.alias, version, pointer, action, reason, run_id
+        )
+        self._follow(moved, _SETTLE if action == "rollback" else _AGAIN)
         return moved
 
     def _know(self, version: int, tested: Path | None) -> ModelVersion:
@@ -221,7 +275,7 @@ class Production:
                 version=version,
                 train_fingerprint="",
                 digest=right or digest or digest_in_registry(self.registry, found),
-                path=f"models:/{self.name}/{version}",
+                path=version_uri(self.name, version),
                 run_id=found.run_id,
                 data_version="",
             )
@@ -233,7 +287,7 @@ class Production:
             )
         return added
 
-    def _follow(self, pointer: Pointer) -> bool:
+    def _follow(self, pointer: Pointer, hint: str = _AGAIN) -> bool:
         """Let the alias follow the pointer, unless it has; returns whether it was behind."""
         try:
             with self._mirroring():
@@ -245,11 +299,14 @@ class Production:
         except MirrorBehind:
             raise
         except PenstockError as error:
-            raise MirrorBehind(
-                f"{self._label} is version {pointer.version} now (epoch {pointer.epoch}), but "
-                f"MLflow's alias has not followed: {error.message}",
-                "Run the same command again once MLflow answers; nothing else is to be done.",
-            ) from error
+            raise self._behind(pointer, error, hint) from error
+
+    def _behind(self, pointer: Pointer, error: PenstockError, hint: str) -> MirrorBehind:
+        return MirrorBehind(
+            f"{self._label} is version {pointer.version} now (epoch {pointer.epoch}), but "
+            f"MLflow's alias has not followed: {error.message}",
+            hint,
+        )
 
     def _write_mirror(self, pointer: Pointer) -> None:
         self.registry.set_alias(self.name, self.alias, pointer.version)
@@ -280,6 +337,17 @@ class Production:
     @property
     def _label(self) -> str:
         return f"{self.name}@{self.alias}"
+
+
+def served_versions(moves: Iterable[Move]) -> list[int]:
+    """What rollbacks would go back through, oldest first; the last one serves."""
+    served: list[int] = []
+    for move in moves:
+        if move.action == "rollback":
+            served.pop()
+        else:
+            served.append(move.to_version)
+    return served
 
 
 def _named(version: int | str | None) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 from penstock.errors import RecipeError
 from penstock.registry import require
 
+# The label of a token that is not learned: torch's cross entropy leaves it out.
+IGNORED = -100
 # For models trained from scratch: one token a role, and one that ends a turn.
 TURN_TOKENS = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 CHAT_TEMPLATE = (

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from penstock import version_files
 from penstock.artifacts import Artifact, digest_of, fingerprint
 from penstock.errors import LedgerError
 from penstock.ledger import LEASE_S, Claim, ModelVersion, RunRecord, StageRecord
@@ -44,6 +45,8 @@ NODES = (
     Node("deploy", deploy.STAGE),
 )
 NAMES = tuple(node.name for node in NODES)
+# The two evaluations that the gate compares.
+_PAIR = {"evaluate": "baseline", "baseline": "evaluate"}
 _AFTER_DATA = NAMES[2:]
 _AFTER_GATE = NAMES[7:]
 
@@ -174,24 +177,43 @@ class Walk:
             return None
         if artifact.input_contents != self._input_contents(node):
             return None
+        if self._is_measured_otherwise(node, artifact):
+            return None
         for path, version in artifact.summary.get("tables", {}).items():
             if self.pipeline.store.table_at(path).version() < version:
                 return None
         return artifact
+
+    def _is_measured_otherwise(self, node: Node, artifact: Artifact) -> bool:
+        """Whether candidate and baseline were measured by different versions of the libraries.
+
+        Those of the default backend are in no fingerprint: an upgrade alone makes nobody
+        evaluate again, and only a pair that is compared has to be of one kind.
+        """
+        other = self.found.get(_PAIR.get(node.name, ""))
+        return other is not None and other.summary.get("versions") != artifact.summary.get(
+            "versions"
+        )
 
     def _inputs(self, node: Node) -> dict[str, Artifact]:
         """The results a node reads, by input name, as far as they exist."""
         names = self._input_prints(node) or {}
         inputs = {name: self.found[name] for name in names if name in self.found}
         model = self._baseline() if node.name == "baseline" else None
-        trained = self.pipeline.ledger.find(model.train_fingerprint) if model else None
-        if model is not None and trained is not None:
-            # The files that serve, which are not those of the record when the
-            # same training was made again and came out otherwise.
-            summary = {**trained.summary, "model_digest": model.digest}
-            folder = model.path.rpartition("/")[0]
-            inputs["train"] = replace(trained, path=folder, summary=summary)
+        if model is not None:
+            inputs["train"] = self._as_trained(model)
         return inputs
+
+    def _as_trained(self, model: ModelVersion) -> Artifact:
+        """The files that serve, as if a training had just made them.
+
+        They are not those of the training's record when the same training was made
+        again and came out otherwise; and some versions came without a recipe.
+        """
+        store = self.pipeline.store
+        folder = version_files.folder_of(model, store).parent.relative_to(store.root)
+        summary = {"model_digest": model.digest}
+        return Artifact(model.train_fingerprint, train.STAGE.name, str(folder), "", summary)
 
     def _input_contents(self, node: Node) -> dict[str, str]:
         return {name: artifact.content for name, artifact in self._inputs(node).items()}
@@ -223,19 +245,20 @@ class Walk:
         version = registered(self.pipeline.recipe.train.base)
         if version is None:
             return train.named_base(self.pipeline.recipe)
+        pipeline = self.pipeline
         # A start like any other, and no continuation: of its rows nothing is assumed.
-        found = self._registered_base(self.pipeline.ledger.model(*version))
-        return replace(found, version=None, tables={})
+        model = version_files.find(*version, pipeline.recipe, pipeline.store, pipeline.ledger)
+        return replace(self._registered_base(model), version=None, tables={})
 
     def _registered_base(self, model: ModelVersion) -> Base:
         trained = self.pipeline.ledger.find(model.train_fingerprint)
         return Base(
             label=f"{model.name} version {model.version}",
             identity=model.digest,
-            location=model.path,
-            in_store=True,
+            location=str(version_files.folder_of(model, self.pipeline.store)),
             version=model.version,
             tables={} if trained is None else trained.summary["data"],
+            registered=model,
         )
 
     def _baseline(self) -> ModelVersion | None:
@@ -301,6 +324,10 @@ class Walk:
             return "forced"
         if before is None:
             return "never run"
+        if node.name in _PAIR:
+            found = self.pipeline.ledger.find(self.prints[node.name])
+            if found is not None and self._is_measured_otherwise(node, found):
+                return f"{_PAIR[node.name]} was measured by other versions of the libraries"
         if before.fingerprint == self.prints[node.name]:
             return "its result is gone or damaged"
         settings = node.stage.settings(self.pipeline.recipe, self.pinned)
@@ -334,7 +361,10 @@ class Walk:
         why = self._why(node)
         outcome, artifact = self._make(node)
         self.found[node.name] = artifact
-        return self._note(node, outcome, why, began)
+        record = self._note(node, outcome, why, began)
+        if node.name == "baseline" and self._is_measured_otherwise(node, artifact):
+            self.step(next(one for one in NODES if one.name == "evaluate"))
+        return record
 
     def _make(self, node: Node) -> tuple[str, Artifact]:
         """Claim, look again, run, commit, record."""
@@ -349,6 +379,7 @@ class Walk:
             staged = pipeline.store.stage_folder(node.stage.name, print_)
             settings = node.stage.settings(pipeline.recipe, self.pinned)
             job = self._job(node, staged, settings)
+            self._fetch_model(node)
             summary = node.stage.run(job)
             path, digest = pipeline.store.commit(staged, node.stage.name, print_)
             artifact = Artifact(
@@ -367,6 +398,16 @@ class Walk:
             self._prune(artifact)
             node.stage.reconcile(job)
             return "ran", artifact
+
+    def _fetch_model(self, node: Node) -> None:
+        """Bring the registered version that a node reads to the store, if only MLflow has it."""
+        pipeline, model = self.pipeline, None
+        if node.name == "baseline":
+            model = self._baseline()
+        elif node.stage in (prepare.STAGE, train.STAGE) and self.pinned.base is not None:
+            model = self.pinned.base.registered
+        if model is not None:
+            version_files.fetched(model, pipeline.recipe, pipeline.store, pipeline.ledger)
 
     def _catch_up(self, node: Node) -> None:
         """Pin again where others have ingested more than this run has pinned.

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -327,6 +328,17 @@ class TestConversion:
         first = ctranslate2.converted_model(files)
         monkeypatch.setattr(ctranslate2, "_convert", lambda *_: pytest.fail("converted again"))
         assert ctranslate2.converted_model(files) == first
+
+    def test_one_that_is_swept_while_its_version_serves_is_made_again(self, folders, tmp_path):
+        files = ModelFiles(folders[0] / "random", tmp_path / "cache")
+        backend = resolve("backends", "ctranslate2")(files)
+        backend.load()
+        # A seed needs a generator of its own, which is loaded from the disk.
+        seeded = Generation(files.text.encode("water"), 8, temperature=1.0, seed=3)
+        before = asyncio.run(collect(backend, seeded))
+        shutil.rmtree(files.cache)
+        assert asyncio.run(collect(backend, seeded)) == before
+        backend.close()
 
     def test_a_conversion_that_broke_off_leaves_nothing(self, folders, tmp_path, monkeypatch):
         from penstock.serving.backends import ctranslate2

@@ -3,6 +3,7 @@
 The store knows what ``feast_repo.KNOWN`` says: a user's plan and tickets, over time.
 """
 
+import os
 import pickle
 
 import pyarrow as pa
@@ -106,6 +107,12 @@ def test_an_unknown_feature_is_an_error(store, ask):
     assert store.now({"user_id": "b"}, ("profile:plan",)) == {"profile:plan": "free"}
 
 
+def test_the_version_stays_while_nobody_writes(store):
+    before = store.version()
+    store.at(asked(("a", "2026-02-01")), NAMES)
+    assert store.version() == before
+
+
 def test_options_say_which_features(store):
     assert issubclass(store.Options, FeatureOptions)
 
@@ -125,6 +132,44 @@ def test_a_python_without_feast_is_named(tmp_path):
     store = FeastStore(FeastOptions(**SETTINGS), tmp_path)
     with pytest.raises(FeatureError, match="No module named 'feast'"):
         store.at(asked(("a", "2026-02-01")), NAMES)
+
+
+@pytest.fixture
+def repo(tmp_path):
+    """What a repository's version is made of; Feast itself is not asked."""
+    folder = tmp_path / "feature_repo"
+    (folder / "data").mkdir(parents=True)
+    (folder / "feature_store.yaml").write_text("project: support\n")
+    (folder / "definitions.py").write_text("view = 1\n")
+    (folder / "data" / "profile.parquet").write_bytes(b"PAR1")
+    return folder
+
+
+def _write(path, content):
+    path.write_bytes(content)
+    os.utime(path, ns=(7, 7))  # later than the first, by whatever clock
+
+
+@pytest.mark.parametrize("name", ["feature_store.yaml", "definitions.py", "data/profile.parquet"])
+def test_feasts_version_changes_with_its_definitions_and_its_data(repo, name):
+    store = FeastStore(FeastOptions(**SETTINGS), repo.parent)
+    before = store.version()
+    _write(repo / name, b"view = 2\n")
+    assert store.version() != before
+
+
+@pytest.mark.parametrize("name", ["registry.db", "online.db"])
+def test_feasts_version_does_not_change_when_values_are_materialized(repo, name):
+    store = FeastStore(FeastOptions(**SETTINGS), repo.parent)
+    before = store.version()
+    _write(repo / name, b"newer")
+    assert store.version() == before
+
+
+def test_a_repository_that_is_not_there_is_named(tmp_path):
+    store = FeastStore(FeastOptions(**SETTINGS, repo="nowhere"), tmp_path)
+    with pytest.raises(FeatureError, match=r"features\.repo: there is no folder .*nowhere"):
+        store.version()
 
 
 def test_a_feature_server_that_is_down_is_named(tmp_path):

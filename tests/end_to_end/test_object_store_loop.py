@@ -61,6 +61,7 @@ def test_another_host_serves_downloads_and_traces_what_the_first_made(hosts, tmp
     pipeline = opened(hosts[1])
     served = LedgerPointers(pipeline.recipe, pipeline.store, pipeline.ledger).production()
     assert served.folder.is_relative_to(hosts[1] / ".penstock")
+    served.fetch()
     assert damaged_files(served.folder) == []
     model = models.download(pipeline, None, None, tmp_path / "model")
     assert model.version == 1
@@ -87,6 +88,6 @@ def test_bytes_that_changed_in_the_bucket_are_not_promoted(hosts, bucket):
     body = bucket.get_object(Bucket="lake", Key=key)["Body"].read()
     bucket.put_object(Bucket="lake", Key=key, Body=body[:-1] + bytes([body[-1] ^ 1]))
     with pytest.raises(StoreError, match=r"is damaged: model\.safetensors"):
-        models.promote(pipeline, None, 1, "by hand")
+        models.production(pipeline).promote(1, "by hand")
     bucket.put_object(Bucket="lake", Key=key, Body=body)
-    assert models.promote(pipeline, None, 1, "by hand").version == 1
+    assert models.production(pipeline).promote(1, "by hand").version == 1

@@ -33,27 +33,42 @@ def launcher(folder, **options):
     return DeepSpeedLauncher(DeepSpeedOptions(**options), folder)
 
 
+LORA = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "target_modules": ["q_proj", "down_proj"]}
+
+
+def tuned(training, folder, **settings):
+    """The same model trained on, with rows packed in blocks."""
+    train(training, NO_REPORT)
+    tiny_training.pack(training.examples)
+    tiny_training.pack(training.validation)
+    folder.mkdir()
+    return replace(
+        training,
+        base=str(training.output),
+        settings={**training.settings, **settings},
+        checkpoints=folder,
+        output=folder / "tuned",
+    )
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("start", ["scratch", "base"])
-def test_sharded_weights_come_to_the_same_and_are_saved_whole(python, tmp_path, start):
+@pytest.mark.parametrize(
+    ("start", "zero_stage"), [("scratch", 3), ("packed", 3), ("packed with LoRA", 2)]
+)
+def test_sharded_weights_come_to_the_same_and_are_saved_whole(python, tmp_path, start, zero_stage):
     training = tiny_training.training(tmp_path / "one")
-    if start == "base":
-        train(training, NO_REPORT)
-        (tmp_path / "two").mkdir()
-        training = replace(
-            training,
-            base=str(training.output),
-            checkpoints=tmp_path / "two",
-            output=tmp_path / "tuned",
-        )
+    if start != "scratch":
+        lora = {"lora": LORA} if "LoRA" in start else {}
+        training = tuned(training, tmp_path / "two", **lora)
     alone = train(training, NO_REPORT)
     (tmp_path / "other").mkdir()
     mine = replace(training, checkpoints=tmp_path / "other", output=tmp_path / "model")
-    sharded = launcher(tmp_path, python=python, zero_stage=3, command=TORCHRUN)
+    sharded = launcher(tmp_path, python=python, zero_stage=zero_stage, command=TORCHRUN)
     trained = sharded.run(mine, NO_REPORT)
     assert trained.train_loss == pytest.approx(alone.train_loss, abs=1e-4)
     assert trained.validation_loss == pytest.approx(alone.validation_loss, abs=1e-4)
     assert trained.num_parameters == alone.num_parameters
+    assert trained.num_trained_parameters == alone.num_trained_parameters
     shapes = {name: weight.shape for name, weight in tiny_training.weights(mine.output).items()}
     whole = {name: weight.shape for name, weight in tiny_training.weights(training.output).items()}
     assert shapes == whole
@@ -121,6 +136,8 @@ def test_another_stage_than_the_one_asked_for_does_not_train(tmp_path):
         ({"optimizer": {}}, r"set train\.learning_rate"),
         ({"gradient_clipping": 2}, r"set train\.max_grad_norm"),
         ({"zero_optimization": {"stage": 1}}, "set zero_stage"),
+        ({"zero_optimization": None}, "zero_optimization: received None; it takes keys"),
+        ({"zero_optimization": 3}, "zero_optimization: received 3; it takes keys"),
     ],
 )
 def test_what_the_recipe_says_is_not_said_twice(config, said):

@@ -17,11 +17,12 @@ from penstock.orchestrators.github import WorkflowOptions, check, workflow, writ
 
 HOME = Path(__file__).parents[2]
 ACTIONLINT = HOME / ".venvs" / "actionlint" / "bin" / "actionlint"
+PINNED = "penstock[registry,postgres] @ git+https://github.com/x/penstock@v0.1.0"
 OTHERS = [
     {},
     {"tasks": ("which",), "min": {"which": 0.5}, "task_dir": "evaluation/tasks"},
     {"backend": "hf", "model_args": "", "labels": ("self-hosted",), "model_name": "a.b.c"},
-    {"min": {}, "max_regression": 0, "penstock": "git+https://github.com/x/penstock@v0.1.0"},
+    {"min": {}, "max_regression": 0, "penstock": PINNED},
 ]
 
 
@@ -163,6 +164,7 @@ def test_no_option_can_break_out_of_its_place(text):
         {"task_dir": "../outside"},
         {"task_dir": "/etc"},
         {"penstock": "penstock; curl evil"},
+        {"penstock": f"{PINNED} --index-url http://evil"},
         {"labels": ("gpu'",)},
         {"max_regression": -1},
         {"min": {"mmlu": float("nan")}},
@@ -171,6 +173,16 @@ def test_no_option_can_break_out_of_its_place(text):
 def test_a_value_that_is_more_than_a_word_is_refused(options):
     with pytest.raises(RecipeError):
         WorkflowOptions.checked(**options)
+
+
+@pytest.mark.parametrize("without", ["penstock", "git+https://github.com/x/penstock@v0.1.0"])
+def test_a_penstock_that_cannot_talk_to_a_registry_is_refused(without):
+    with pytest.raises(RecipeError, match="nothing that talks to MLflow") as refused:
+        WorkflowOptions.checked(penstock=without)
+    assert "penstock[registry,postgres] @ git+https://" in refused.value.hint
+    for enough in (PINNED, PINNED.replace(" ", ""), "penstock[registry]==0.1.0"):
+        (install,) = (step for step in steps(penstock=enough) if step["name"] == "Install")
+        assert install["env"]["PENSTOCK"] == enough
 
 
 def test_an_older_export_is_replaced_and_an_edited_one_is_not(tmp_path):
@@ -203,6 +215,7 @@ def test_a_file_of_somebody_elses_is_never_overwritten(tmp_path):
 def test_the_command_line_writes_checks_and_complains(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["export", "github", "--min", "mmlu=0.7", "--labels", "self-hosted,a100"]
+    options += ["--python", "3.12"]
     missing = CliRunner().invoke(app, [*options, "--check"])
     assert isinstance(missing.exception, PenstockError)
     assert CliRunner().invoke(app, options).exit_code == 0
@@ -210,6 +223,7 @@ def test_the_command_line_writes_checks_and_complains(tmp_path, monkeypatch):
     assert "--min mmlu=0.7 " in path.read_text()
     assert "hellaswag=" not in path.read_text()
     assert '["self-hosted", "a100"]' in path.read_text()
+    assert 'python-version: "3.12"' in path.read_text()
     assert CliRunner().invoke(app, [*options, "--check"]).exit_code == 0
     wrong = CliRunner().invoke(app, [*options, "--stage", "Pro duction"])
     assert isinstance(wrong.exception, RecipeError)

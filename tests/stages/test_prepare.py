@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+import memory_store
 from penstock.errors import RecipeError
 from penstock.pipeline import open_pipeline
 from penstock.stages import prepare as prepare_stage
@@ -136,3 +137,28 @@ def test_a_template_of_the_recipe_makes_a_base_model_without_one_fit(project, tm
     train = base_model(tmp_path / "base", 400, None)
     summary, _ = project.prepare({"chat_template": template, "transforms": []}, train=train)
     assert summary["rows"]["out"] == 2
+
+
+def test_rows_are_prepared_again_once_the_feature_store_says_that_it_has_changed(
+    project, monkeypatch
+):
+    features = {
+        "type": "memory_store:MemoryStore",
+        "names": ["profile:plan"],
+        "entities": {"user_id": "user_id"},
+        "timestamp": "asked_at",
+        "template": "{plan}: {instruction}",
+    }
+    asked = {"user_id": "a", "asked_at": "2026-02-01T00:00:00Z"}
+    project.rows(*(row(f"What is number {i}?") | asked for i in range(3)))
+
+    def prompts():
+        _, tables = project.prepare(features=features)
+        return {text.partition(":")[0] for text in tables["examples"]["instruction"].to_pylist()}
+
+    assert prompts() == {"free"}
+    changed = [{**known, "plan": "gold"} for known in memory_store.KNOWN]
+    monkeypatch.setattr(memory_store, "KNOWN", changed)
+    assert prompts() == {"free"}, "nobody said so"
+    monkeypatch.setattr(memory_store.MemoryStore, "version", lambda self: "2")
+    assert prompts() == {"gold"}

@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import openai_server
 import tiny_project
-from penstock import models
 from penstock.artifacts import MANIFEST, damaged_files, write_manifest
+from penstock.cli import app
 from penstock.errors import EvaluationError, LedgerError, RecipeError, ServingError, StoreError
 from penstock.pipeline import open_pipeline
 from penstock.recipe_file import load_recipe
@@ -82,6 +83,11 @@ def run(folder, settings=None, **how):
         return {record.stage: record.outcome for record in pipeline.run(**how).stages}
     finally:
         pipeline.ledger.close()
+
+
+def penstock(folder, *arguments):
+    words = [str(argument) for argument in arguments]
+    return CliRunner().invoke(app, [*words, "--recipe", str(folder / "recipe.yaml")])
 
 
 def versions(folder):
@@ -188,9 +194,25 @@ def test_bytes_that_changed_between_registration_and_promotion_are_not_promoted(
 def test_bytes_that_changed_are_not_promoted_by_hand_either(project):
     run(project, until="register")
     flip_a_byte(model_folder(project) / "model.safetensors")
-    with pytest.raises(StoreError, match=r"damaged: model.safetensors"):
-        models.promote(opened(project), None, 1, "because")
+    done = penstock(project, "promote", "--version", 1)
+    assert isinstance(done.exception, StoreError)
+    assert "damaged: model.safetensors" in done.exception.message
     assert serving(project) is None
+
+
+def test_bytes_that_changed_are_rolled_back_to_only_if_somebody_insists(project):
+    run(project)
+    tiny_project.write_rows(project / "data" / "second.jsonl", 40, seed=2)
+    run(project)
+    first = project / "store" / opened(project).ledger.model("tiny", 1).path
+    flip_a_byte(first / "model.safetensors")
+    refused = penstock(project, "model", "rollback")
+    assert isinstance(refused.exception, StoreError)
+    assert "damaged: model.safetensors" in refused.exception.message
+    assert "penstock model rollback --unchecked" in refused.exception.hint
+    assert serving(project) == 2
+    assert penstock(project, "model", "rollback", "--unchecked").exit_code == 0
+    assert serving(project) == 1
 
 
 def test_a_verdict_about_another_model_promotes_nothing(project):
@@ -263,9 +285,10 @@ class TestBackend:
         assert newest.settings["backend"]["type"] == "endpoint"
 
     def test_a_server_gives_the_same_metrics_as_this_process(self, project, server):
-        here = opened(project).ledger.latest("tiny", "evaluate").summary
+        here = dict(opened(project).ledger.latest("tiny", "evaluate").summary)
         run(project, {"evaluate.backend": server}, until="evaluate")
-        there = opened(project).ledger.latest("tiny", "evaluate").summary
+        there = dict(opened(project).ledger.latest("tiny", "evaluate").summary)
+        assert here.pop("versions").keys() > there.pop("versions").keys()
         assert there == here
 
     def test_a_server_that_fails_leaves_no_result_behind(self, project, server):

@@ -50,6 +50,7 @@ def model_list(recipe: RecipePath = DEFAULT, set_: Set = None, json_: Json = Fal
 
 @model_app.command("download")
 def model_download(
+    context: typer.Context,
     output_dir: Annotated[Path, typer.Option(help="A new folder.")],
     version: Annotated[int | None, typer.Option(help="Null takes what serves.")] = None,
     model_name: ModelName = None,
@@ -64,7 +65,7 @@ def model_download(
     """
     from penstock import models, printing
 
-    where = Where(recipe, set_, None, None, tracking)
+    where = Where(context, recipe, set_, None, None, tracking)
     if tracking is None and where.uses_recipe:
         model = models.download(open_recipe(recipe, set_, True), model_name, version, output_dir)
         name, number, digest = model.name, model.version, model.digest
@@ -80,6 +81,7 @@ def model_download(
 @app.command("promote")
 @model_app.command("promote")
 def model_promote(
+    context: typer.Context,
     version: Annotated[int, typer.Option(help="Which version.")],
     model_name: ModelName = None,
     stage: StageName = None,
@@ -104,16 +106,20 @@ def model_promote(
 
     if decision is not None:
         reason = _passed(decision, reason)
-    at = Where(recipe, set_, ledger, store, tracking).production(model_name, stage)
+    at = Where(context, recipe, set_, ledger, store, tracking).production(model_name, stage)
     move = at.promote(version, reason, _expected(expect), tested)
     printing.note(f"{at.alias} is version {move.version} now (epoch {move.epoch})")
 
 
 @model_app.command("rollback")
 def model_rollback(
+    context: typer.Context,
     model_name: ModelName = None,
     stage: StageName = None,
     reason: Annotated[str, typer.Option(help="For the audit log.")] = "by hand",
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Ask MLflow nothing and read no files first.")
+    ] = False,
     recipe: RecipePath = DEFAULT,
     set_: Set = None,
     ledger: LedgerUrl = None,
@@ -123,13 +129,14 @@ def model_rollback(
     """Point production back at what it pointed at before, in one step."""
     from penstock import printing
 
-    at = Where(recipe, set_, ledger, store, tracking).production(model_name, stage)
-    move = at.rollback(reason)
+    at = Where(context, recipe, set_, ledger, store, tracking).production(model_name, stage)
+    move = at.rollback(reason, unchecked)
     printing.note(f"{at.alias} is version {move.version} now (epoch {move.epoch})")
 
 
 @model_app.command("serving")
 def model_serving(
+    context: typer.Context,
     model_name: ModelName = None,
     stage: StageName = None,
     recipe: RecipePath = DEFAULT,
@@ -139,13 +146,14 @@ def model_serving(
     tracking: Tracking = None,
 ) -> None:
     """Print the version that serves; an empty line while none does."""
-    at = Where(recipe, set_, ledger, store, tracking).production(model_name, stage)
+    at = Where(context, recipe, set_, ledger, store, tracking).production(model_name, stage)
     serving = at.serving()
     print("" if serving is None else serving)
 
 
 @model_app.command("settle")
 def model_settle(
+    context: typer.Context,
     take: Annotated[str, typer.Option(help="Which is right: ledger or alias.")],
     model_name: ModelName = None,
     stage: StageName = None,
@@ -162,13 +170,14 @@ def model_settle(
 
     if take not in ("ledger", "alias"):
         raise RecipeError(f"--take {take!r}.{did_you_mean(take, ('ledger', 'alias'))}")
-    at = Where(recipe, set_, ledger, store, tracking).production(model_name, stage)
+    at = Where(context, recipe, set_, ledger, store, tracking).production(model_name, stage)
     pointer = at.settle("ledger" if take == "ledger" else "alias", reason)
     printing.note(f"{at.alias} is version {pointer.version} in both (epoch {pointer.epoch})")
 
 
 @model_app.command("history")
 def model_history(
+    context: typer.Context,
     model_name: ModelName = None,
     stage: StageName = None,
     recipe: RecipePath = DEFAULT,
@@ -181,7 +190,7 @@ def model_history(
     """List every move of the production pointer."""
     from penstock import printing
 
-    at = Where(recipe, set_, ledger, store, tracking).production(model_name, stage)
+    at = Where(context, recipe, set_, ledger, store, tracking).production(model_name, stage)
     moves = at.ledger.history(at.name, at.alias)
     if json_:
         printing.as_json(moves)

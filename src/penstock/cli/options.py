@@ -65,8 +65,12 @@ def open_recipe(recipe: Path, set_: list[str] | None, quiet: bool) -> Pipeline:
 
 @dataclass(frozen=True)
 class Where:
-    """Where to look for models: in a recipe's project, or in a ledger and an MLflow server."""
+    """Where to look for models: in a recipe's project, or in a ledger and an MLflow server.
 
+    What is typed goes before what the environment says.
+    """
+
+    context: typer.Context
     recipe: Path
     set_: list[str] | None
     ledger: str | None
@@ -75,10 +79,27 @@ class Where:
 
     @property
     def uses_recipe(self) -> bool:
-        """A ledger that is named is meant; else a recipe that is there, or was asked for."""
+        """A ledger that is named is meant; else a recipe that is there, or was asked for.
+
+        Raises:
+            RecipeError: Both were typed.
+        """
+        is_typed = self._is_typed("recipe") or self._is_typed("set_")
+        if is_typed and (self._is_typed("ledger") or self._is_typed("store")):
+            raise RecipeError(
+                "A recipe and a ledger were both given, and each says what serves.",
+                "Leave out --recipe and --set, or --ledger and --store.",
+            )
+        if is_typed:
+            return True
         if self.ledger or self.store:
             return False
         return self.recipe != DEFAULT or self.recipe.exists()
+
+    def _is_typed(self, option: str) -> bool:
+        """Whether an option stands on the command line, not in the environment."""
+        source = self.context.get_parameter_source(option)
+        return source is not None and source.name == "COMMANDLINE"
 
     def production(self, model_name: str | None, stage: str | None) -> Production:
         """The alias of a model that a command is about.
@@ -128,9 +149,10 @@ class Where:
         return Production(Ledger(self._ledger_url()), registry, name, alias, admits=True)
 
     def _ledger_url(self) -> str:
-        if self.ledger and self.store:
+        typed = [self._is_typed("ledger"), self._is_typed("store")]
+        if self.ledger and self.store and typed[0] == typed[1]:
             raise RecipeError("--ledger and --store both name a ledger.", "Give one of them.")
-        if self.ledger:
+        if self.ledger and not typed[1]:
             return self.ledger
         folder = Path(self.store or "").resolve()
         with store_errors(folder):

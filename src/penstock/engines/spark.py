@@ -7,7 +7,6 @@ come back as Parquet files in the scratch folder, which every worker must see.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from penstock.child_process import end_child
 from penstock.engines.parcels import BUCKET_BYTES, PARCEL_BYTES, ParcelEngine, ParcelOptions, Work
 from penstock.errors import EngineError
 from penstock.sources.base import AnyOptions, Place
@@ -30,6 +30,7 @@ from penstock.sources.base import AnyOptions, Place
 PYTHON = "PENSTOCK_SPARK_PYTHON"
 # Where scripts/make-env.sh puts it, from the folder a run is started in.
 _USUAL = Path(".venvs/spark/bin/python")
+_PATIENCE_S = 30
 
 
 class SparkOptions(ParcelOptions):
@@ -121,7 +122,7 @@ class SparkSession:
                 f"prepare.engine: {python} cannot be started: {error.strerror}.",
                 f"Make Spark's environment with scripts/make-env.sh spark, or set {PYTHON}.",
             ) from error
-        self.close = weakref.finalize(self, _stop, self._process)
+        self.close = weakref.finalize(self, end_child, self._process, _PATIENCE_S)
         self._answer()
 
     def run(self, files: Sequence[Path], first: Work, then: Work | None, made: Path) -> None:
@@ -175,15 +176,3 @@ def _environment(master: str | None) -> dict[str, str]:
         environment.pop("SPARK_REMOTE", None)
         environment["PENSTOCK_SPARK_MASTER"] = master
     return environment
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-    try:
-        process.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

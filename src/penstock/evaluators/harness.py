@@ -131,17 +131,24 @@ def task_manager(tasks: Sequence[str | Mapping[str, Any]], folders: Sequence[str
     from lm_eval.tasks import TaskManager
 
     names = [task for task in tasks if isinstance(task, str)]
-    # Without this, lm-eval indexes its own 14,000 tasks, which takes seconds.
-    own_only = all(any(_defines(Path(folder), name) for folder in folders) for name in names)
-    manager = TaskManager(include_path=list(folders) or None, include_defaults=not own_only)
+    # lm-eval indexes its own 14,000 tasks in seconds, so only if one of them is asked
+    # for, or a group or tag, whose tasks may be anywhere.
+    manager = TaskManager(include_path=list(folders) or None, include_defaults=False)
+    if not set(names) <= set(manager.all_subtasks):
+        manager = TaskManager(include_path=list(folders) or None)
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
-        raise Unusable(*_unknown(unknown[0], manager.all_tasks))
+        raise Unusable(*_unknown(unknown[0], manager.all_tasks, folders))
     return manager
 
 
-def _unknown(name: str, known: Sequence[str]) -> tuple[str, str]:
+def _unknown(name: str, known: Sequence[str], folders: Sequence[str]) -> tuple[str, str]:
     """Message and hint for a name that is not a task's."""
+    for path, why in _unreadable(folders):
+        return (
+            f"evaluate.tasks: {name!r} is not a task, and {path} cannot be read: {why}",
+            "Mend that file, which may define it; task files are YAML in UTF-8.",
+        )
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
     guess = f" Did you mean {near[0]!r}?" if near else ""
     shown = ", ".join(near or sorted(known)[:5])
@@ -151,8 +158,15 @@ def _unknown(name: str, known: Sequence[str]) -> tuple[str, str]:
     )
 
 
-def _defines(folder: Path, task: str) -> bool:
-    return any(f"task: {task}" in path.read_text() for path in folder.rglob("*.yaml"))
+def _unreadable(folders: Sequence[str]) -> Iterator[tuple[Path, str]]:
+    """Task files that lm-eval has passed over without a word, and why."""
+    import yaml
+
+    for path in sorted(path for folder in folders for path in Path(folder).rglob("*.yaml")):
+        try:
+            yaml.compose(path.read_text(encoding="utf-8"))  # knows no tags, and needs none
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            yield path, " ".join(str(error).split())
 
 
 @contextmanager

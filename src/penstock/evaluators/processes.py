@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from penstock.child_process import end_child
+
 _CHILD = Path(__file__).with_name("child.py")
 _PATIENCE_S = 15
 _QUOTED_CHARS = 1_000
@@ -55,15 +57,4 @@ def running(command: Sequence[str], answers: bool = False) -> Iterator[Running]:
         try:
             yield Running(process, log)
         finally:
-            _stop(process)
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
-    try:
-        process.wait(_PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+            end_child(process, _PATIENCE_S)

@@ -87,6 +87,18 @@ class FeatureStore(Protocol):
 
     def __init__(self, options: Any, folder: Path) -> None: ...
 
+    def version(self) -> str:
+        """What tells the values there are now from others, as far as that is cheap to know.
+
+        Asked when a run starts, and part of what identifies prepared examples: while
+        it is the same, the features of a row are taken to be the same. Empty where
+        nothing can be known.
+
+        Raises:
+            FeatureError: There is no store where the options say.
+        """
+        ...
+
     def at(self, rows: pa.Table, names: tuple[str, ...]) -> pa.Table:
         """Look values up as they were known at each row's time.
 

@@ -20,6 +20,8 @@ import polars as pl
 import pyarrow as pa
 from pydantic import Field
 
+from penstock.artifacts import digest_of, file_digest
+from penstock.child_process import end_child
 from penstock.errors import FeatureError
 from penstock.features.base import FeatureOptions
 from penstock.prompt import Value
@@ -29,6 +31,9 @@ from penstock.registry import require
 _WORKER = Path(__file__).with_name("feast_worker.py")
 _ROW = "_row"
 _PRESENT = "PRESENT"
+_PATIENCE_S = 5
+_DEFINITIONS = (".py", ".yaml", ".yml")
+_DATA = ".parquet"
 
 
 class FeastOptions(FeatureOptions):
@@ -58,6 +63,26 @@ class FeastStore:
         self._folder = folder
         self._worker: _Worker | None = None
         self._client: Any = None
+
+    def version(self) -> str:
+        """A digest of the repository: what its definitions say, and when its data was written.
+
+        The registry and the online store change with every ``feast apply`` and
+        ``materialize``, and say nothing about the past. Data outside of the folder is not seen.
+        """
+        repo = self._folder / self._options.repo
+        if not repo.is_dir():
+            raise FeatureError(
+                f"features.repo: there is no folder {repo}.",
+                "It is the folder of feature_store.yaml, relative to the recipe.",
+            )
+        return digest_of(
+            {
+                str(path.relative_to(repo)): _state(path)
+                for path in sorted(repo.rglob("*"))
+                if path.suffix in (*_DEFINITIONS, _DATA) and path.is_file()
+            }
+        )
 
     def at(self, rows: pa.Table, names: tuple[str, ...]) -> pa.Table:
         """Join ``names`` as of each row's time, by Feast's own point-in-time join."""
@@ -104,6 +129,14 @@ class FeastStore:
             ) from error
 
 
+def _state(path: Path) -> list[Any]:
+    """What tells a file from its successor; data may be too much to be read each time."""
+    if path.suffix == _DATA:
+        stat = path.stat()
+        return [stat.st_size, stat.st_mtime_ns]
+    return [file_digest(path)]
+
+
 def _column(name: str) -> str:
     """Feast's full name of a feature in its answers."""
     return name.replace(":", "__")
@@ -142,7 +175,7 @@ class _Worker:
                 f"features.python: {python} cannot be started: {error.strerror}.",
                 "Name the interpreter of the environment that has Feast.",
             ) from error
-        weakref.finalize(self, _stop, self._process)
+        weakref.finalize(self, end_child, self._process, _PATIENCE_S)
         self._answer()
 
     def join(self, rows: pa.Table, names: tuple[str, ...]) -> pa.Table:
@@ -170,14 +203,3 @@ class _Worker:
                 f"Feast in {self._python} failed: {error}",
                 "Check features.names against `feast feature-views list`, and features.python.",
             )
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
-    try:
-        process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

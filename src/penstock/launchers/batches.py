@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from penstock.registry import require
-
-IGNORED = -100
+from penstock.tokenizer import IGNORED
 
 
 class Order:

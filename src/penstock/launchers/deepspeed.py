@@ -74,7 +74,12 @@ class DeepSpeedOptions(Section):
         for key, ours in _RECIPES.items():
             if key in config:
                 raise ValueError(f"{key} is the recipe's to say: set train.{ours}")
-        if "stage" in config.get("zero_optimization", {}):
+        zero = config.get("zero_optimization", {})
+        if not isinstance(zero, dict):
+            raise ValueError(
+                f"zero_optimization: received {zero!r}; it takes keys, such as offload_optimizer"
+            )
+        if "stage" in zero:
             raise ValueError("zero_optimization.stage: set zero_stage")
         return config
 

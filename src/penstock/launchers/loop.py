@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 from penstock.artifacts import write_manifest
 from penstock.errors import TrainingError
 from penstock.launchers.base import Report, Trained, Training
-from penstock.launchers.batches import IGNORED, Order, Shares, loader
+from penstock.launchers.batches import Order, Shares, loader
 from penstock.launchers.checkpoints import newest_checkpoint, step_of
 from penstock.launchers.packed import collator, keep_apart
-from penstock.launchers.start import merged, starting_model
+from penstock.launchers.start import gathered, merged, starting_model
 from penstock.registry import require
-from penstock.tokenizer import save_tokenizer
+from penstock.tokenizer import IGNORED, save_tokenizer
 
 _LOG_EVERY_STEPS = 10
 
@@ -51,7 +51,8 @@ def train(training: Training, report: Report) -> Trained:
     model = _fitting(starting_model(training, tokenizer), examples)
     collate = collator(examples, tokenizer)
     if collate is not None:
-        keep_apart(model)
+        with gathered(model):
+            keep_apart(model)
     trainer = _trainer_class(trl)(
         training,
         model=model,

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from penstock.errors import TrainingError
+from penstock.tokenizer import IGNORED
 
 # Lengths of the rows in a block; examples that have none are not packed.
 LENGTHS = "seq_lengths"
-_IGNORED = -100
 _TOLERANCE = 1e-4
 
 
@@ -41,7 +41,7 @@ class Blocks:
             room = width - num_tokens
             lengths = [*(block.get(LENGTHS) or [num_tokens]), room]
             columns["input_ids"].append([*block["input_ids"], *[self._pad] * room])
-            columns["labels"].append([*block["labels"], *[_IGNORED] * room])
+            columns["labels"].append([*block["labels"], *[IGNORED] * room])
             columns["position_ids"].append([place for n in lengths for place in range(n)])
         return {name: torch.tensor(values) for name, values in columns.items()}
 

@@ -73,6 +73,21 @@ def _whole() -> Iterator[None]:
             integration.set_hf_deepspeed_config(config)
 
 
+@contextmanager
+def gathered(model: Any) -> Iterator[None]:
+    """Gives each worker all the weights for a while, if ZeRO 3 sharded them as they were loaded.
+
+    Only the engine gathers them by itself, and there is none before the training.
+    """
+    weights = list(model.parameters())
+    if not any(hasattr(weight, "ds_id") for weight in weights):
+        yield
+        return
+    deepspeed = require("deepspeed", "train")
+    with deepspeed.zero.GatheredParameters(weights):
+        yield
+
+
 def _from_base(training: Training) -> Any:
     import torch
     import transformers

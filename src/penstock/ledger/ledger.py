@@ -358,6 +358,12 @@ class Ledger:
             row = connection.execute(query).first()
         return None if row is None else Pointer(row.version, row.epoch)
 
+    def aliases(self) -> list[tuple[str, str]]:
+        """Name and alias of every pointer there is."""
+        query = sa.select(schema.pointers.c.name, schema.pointers.c.alias)
+        with self._database.read() as connection:
+            return sorted((row.name, row.alias) for row in connection.execute(query))
+
     def move_pointer(
         self,
         name: str,

@@ -30,7 +30,13 @@ _SETUP_PYTHON = "actions/setup-python@a309ff8b426b58ec0e2a45f0f869d46889d02405 #
 _UPLOAD = "actions/upload-artifact@b7c566a772e6b6bfb58ed0dc250532a479d7789f # v6.0.0"
 
 _Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/-]*$")]
-_Requirement = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][^\s\"'$`\\;|&]*$")]
+# One word, or NAME @ URL, as pip takes them.
+_Requirement = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][^\s\"'$`\\;|&]*( @ [^\s\"'$`\\;|&]+)?$"),
+]
+# Without it there is no MLflow in the environment that asks the registry.
+_WITH_REGISTRY = re.compile(r"[^@\[]*\[[^\]]*\b(registry|all)\b")
 
 
 class WorkflowOptions(BaseModel):
@@ -92,6 +98,11 @@ class WorkflowOptions(BaseModel):
             ".." in PurePosixPath(options.task_dir).parts or options.task_dir.startswith("/")
         ):
             raise RecipeError(f"--task-dir {options.task_dir} leaves the repository.")
+        if not _WITH_REGISTRY.match(options.penstock):
+            raise RecipeError(
+                f"--penstock {options.penstock!r} installs nothing that talks to MLflow.",
+                "Name the extras: 'penstock[registry,postgres] @ git+https://HOST/penstock@TAG'",
+            )
         return options
 
 

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from penstock.conversions import conversion
 from penstock.errors import RecipeError, ServingError
 from penstock.registry import require, resolve
 from penstock.serving.backends.base import Backend, Capability, ModelFiles
@@ -27,8 +28,13 @@ def load_version(config: ServeConfig, served: ServedVersion) -> Route:
 
     Raises:
         ServingError: It cannot be loaded.
+        RegistryError: Its files are in MLflow alone, which cannot be asked.
+        StoreError: They are not what was registered, or the disk is full.
     """
-    files = ModelFiles(served.folder, _cache(config) / served.digest, config.backend_options)
+    if served.fetch is not None:
+        served.fetch()
+    cache = conversion(_cache(config), served.digest)
+    files = ModelFiles(served.folder, cache, config.backend_options)
     return _load(config.backend, "generate", files, served)
 
 
@@ -42,7 +48,8 @@ def load_embedding(config: ServeConfig, embedding: EmbeddingConfig) -> Route:
     folder = embedding.folder or _packaged_folder(embedding.model)
     digest = _digest(folder)
     served = ServedVersion(embedding.model, 1, 0, folder, digest, _EXTERNAL, _EXTERNAL)
-    return _load(embedding.backend, "embed", ModelFiles(folder, _cache(config) / digest), served)
+    files = ModelFiles(folder, conversion(_cache(config), digest))
+    return _load(embedding.backend, "embed", files, served)
 
 
 def _load(name: str, needed: Capability, files: ModelFiles, served: ServedVersion) -> Route:

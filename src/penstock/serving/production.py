@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from penstock.conversions import conversions
 from penstock.ledger import Ledger
 from penstock.recipe import Recipe
 from penstock.serving.config import ServeConfig
 from penstock.serving.routes import ServedVersion
 from penstock.store import Store
+from penstock.version_files import fetched, folder_of
 
 if TYPE_CHECKING:
     from penstock.pipeline import Pipeline
@@ -34,10 +36,11 @@ class LedgerPointers:
             model=name,
             version=model.version,
             epoch=pointer.epoch,
-            folder=self._store.fetch(model.path, model.digest),
+            folder=folder_of(model, self._store),
             digest=model.digest,
             run_id=model.run_id,
             data_version=model.data_version,
+            fetch=lambda: fetched(model, self._recipe, self._store, self._ledger),
         )
 
 
@@ -50,7 +53,7 @@ def serve_config(recipe: Recipe, store: Store) -> ServeConfig:
     if recipe.features is not None:
         feature_store, options = recipe.plugin("features", recipe.features)
         settings["features"] = feature_store(options, recipe.folder)
-    return ServeConfig(model=recipe.model_name, cache_dir=store.root / "serving", **settings)
+    return ServeConfig(model=recipe.model_name, cache_dir=conversions(store), **settings)
 
 
 def serve_production(pipeline: Pipeline) -> None:

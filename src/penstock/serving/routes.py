@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +34,7 @@ class ServedVersion:
         digest: SHA-256 of the model artifact, 64 hex digits.
         run_id: The training run that made it.
         data_version: The data it was trained on.
+        fetch: Brings the files to ``folder`` where they may be elsewhere; blocking.
     """
 
     model: str
@@ -43,6 +44,7 @@ class ServedVersion:
     digest: str
     run_id: str
     data_version: str
+    fetch: Callable[[], object] | None = field(default=None, compare=False)
 
     @property
     def headers(self) -> dict[str, str]:

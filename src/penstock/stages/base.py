@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from penstock.artifacts import Artifact
-from penstock.ledger import Ledger
+from penstock.ledger import Ledger, ModelVersion
 from penstock.recipe import Recipe
 from penstock.sources.base import Unit
 from penstock.store import Store
@@ -69,20 +69,20 @@ class Base:
     Attributes:
         label: What to call it: ``python-docs version 1``, or a folder or hub name.
         identity: Enters fingerprints: its digest, or name and commit.
-        location: Where its files are: a folder, a hub name, or a path in the store.
-        in_store: Whether it is a path in the store.
+        location: Where its files are: a folder, or a hub name.
         revision: The commit of a hub model.
         version: The registered version, if it is one.
         tables: The table versions it was trained on, if it is ours.
+        registered: What it is registered as, if it is; its files may have to be fetched.
     """
 
     label: str
     identity: str
     location: str
     revision: str | None = None
-    in_store: bool = False
     version: int | None = None
     tables: Mapping[str, int] = field(default_factory=dict)
+    registered: ModelVersion | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class Pinned:
         tasks_digest: SHA-256 over the evaluation tasks' own files.
         decisions: The version of the decisions about rows in quarantine; -1 without any.
         released: Digest of the rows that people let through; empty without any.
+        features: What the feature store held, as far as it can tell; empty without any.
     """
 
     units: Mapping[str, Sequence[Unit]] = field(default_factory=dict)
@@ -102,6 +103,7 @@ class Pinned:
     tasks_digest: str = ""
     decisions: int = -1
     released: str = ""
+    features: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,6 @@ class Job:
     def input_folder(self, name: str) -> Path:
         """The folder of an input's artifact."""
         return self.store.folder(self.inputs[name])
-
-    def base_location(self, base: Base) -> str:
-        """Where transformers can load a base model from: a folder, or a hub name."""
-        if base.in_store:
-            return str(self.store.fetch(base.location, base.identity))
-        return base.location
 
 
 @dataclass(frozen=True)

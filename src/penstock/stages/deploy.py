@@ -8,12 +8,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from penstock.errors import LedgerError, StalePromotion
+from penstock.errors import LedgerError
+from penstock.ledger import Ledger
 from penstock.promotion import Production
 from penstock.recipe import Recipe
 from penstock.stages.base import Job, Pinned, Stage
-from penstock.stages.train import check_stored
+from penstock.store import Store
 from penstock.tracking import Tracker
+from penstock.version_files import checked
+
+
+def production_of(
+    recipe: Recipe, store: Store, ledger: Ledger, name: str | None = None, alias: str | None = None
+) -> Production:
+    """The alias that a recipe's deploy stage moves, or another one of the same project.
+
+    Being in the ledger means having passed the gate, so no other version may be promoted.
+    """
+    return Production(
+        ledger,
+        Tracker(recipe, store).registry,
+        name or recipe.model_name,
+        alias or recipe.deploy.alias,
+        check_files=lambda model: checked(model, recipe, store, ledger),
+    )
 
 
 def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
@@ -21,30 +39,24 @@ def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
 
 
 def _run(job: Job) -> dict[str, Any]:
-    name, alias = job.recipe.model_name, job.recipe.deploy.alias
+    production = production_of(job.recipe, job.store, job.ledger)
+    name, alias = production.name, production.alias
     version = job.inputs["register"].summary["version"]
     verdict = job.inputs["gate"].summary
     pointer = job.ledger.pointer(name, alias)
     if pointer is None or pointer.version != version:
-        serving = None if pointer is None else pointer.version
-        if serving != verdict["baseline_version"]:
-            raise StalePromotion(
-                f"Version {version} was compared with version {verdict['baseline_version']}, "
-                f"but {serving} serves now.",
-                "The comparison is repeated.",
-            )
-        _check_tested(job, version)
+        _check_judged(job, version)
         reason = f"gate {verdict['verdict']}: {verdict['reason']}"
-        job.ledger.move_pointer(name, alias, version, pointer, "promote", reason, job.run_id)
+        compared_with = verdict["baseline_version"]
+        production.promote(version, reason, compared_with, run_id=job.run_id)
     return {"version": version, "message": f"{name} version {version} promoted to {alias}"}
 
 
-def _check_tested(job: Job, version: int) -> None:
-    """The files about to serve are byte for byte those that were evaluated.
+def _check_judged(job: Job, version: int) -> None:
+    """The version about to serve is the model that was evaluated; its bytes are read after this.
 
     Raises:
         LedgerError: The version is another model than the one the verdict is about.
-        StoreError: Its files have changed since.
     """
     model = job.ledger.model(job.recipe.model_name, version)
     tested = job.ledger.find(job.inputs["gate"].inputs["evaluate"])
@@ -55,14 +67,11 @@ def _check_tested(job: Job, version: int) -> None:
             f"judged {found}.",
             "Run again: the gate judges what is there now.",
         )
-    check_stored(job.store, model)
 
 
 def _reconcile(job: Job) -> None:
     """Let MLflow's alias say what the pointer says, also after a rollback."""
-    registry = Tracker(job.recipe, job.store).registry
-    name, alias = job.recipe.model_name, job.recipe.deploy.alias
-    Production(job.ledger, registry, name, alias).reconcile()
+    production_of(job.recipe, job.store, job.ledger).reconcile()
 
 
 STAGE = Stage("deploy", 1, ("register", "gate"), _settings, _run, _reconcile)

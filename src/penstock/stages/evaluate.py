@@ -95,8 +95,10 @@ def _run(job: Job) -> dict[str, Any]:
     model = check_model(job.store.fetch(f"{trained.path}/{MODEL}", digest), digest)
     tasks = job.recipe.evaluate.tasks
     evaluation = _evaluation(job, model)
+    measures = evaluator(job.recipe)
+    versions = measures.versions()
     with job.progress.track(f"evaluate {', '.join(tasks)}") as advance:
-        results = evaluator(job.recipe).run(evaluation, advance)
+        results = measures.run(evaluation, advance)
     shutil.rmtree(job.folder / HELD_OUT, ignore_errors=True)
     samples = results.get("samples", {})
     stable = {key: value for key, value in results.items() if key not in _VOLATILE}
@@ -112,6 +114,7 @@ def _run(job: Job) -> dict[str, Any]:
         "metrics": _metrics(results["results"]),
         "num_items": {task: len(items) for task, items in samples.items()},
         "model_digest": job.inputs["train"].summary["model_digest"],
+        "versions": versions,
     }
 
 

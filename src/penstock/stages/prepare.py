@@ -2,7 +2,9 @@
 
 The result is one folder: the examples, a ledger row for every row that was
 removed on the way, and the tokenizer. It is made anew from all valid rows, so
-it is a function of the data version and the recipe alone, byte for byte.
+it is a function of the data version and the recipe alone, byte for byte; with
+``features``, also of what the feature store answers, of which no more is pinned
+than the store can tell (``FeatureStore.version``).
 """
 
 from __future__ import annotations
@@ -63,9 +65,23 @@ def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
     if recipe.features is not None:
         _, options = recipe.plugin("features", recipe.features)
         section["features"] = [recipe.features.type, JoinFeatures.revision, canonical(options)]
+        if pinned.features:
+            section["features"].append(pinned.features)
     if pinned.base is not None:
         section["tokenizer"] = {"of": pinned.base.identity}
     return section
+
+
+def features_version(recipe: Recipe) -> str:
+    """What the recipe's feature store holds now, as far as it can tell.
+
+    Raises:
+        FeatureError: There is no store where the recipe says.
+    """
+    if recipe.features is None:
+        return ""
+    store, options = recipe.plugin("features", recipe.features)
+    return str(store(options, recipe.folder).version())
 
 
 def _run(job: Job) -> dict[str, Any]:
@@ -161,8 +177,7 @@ def _preflight(job: Job) -> None:
     owner = "The new tokenizer" if base is None else f"The base model {base.label}"
     tokenizer = _throwaway(section) if base is None else _base_tokenizer(job, base)
     if base is not None:
-        rows = num_embeddings(job.base_location(base), base.revision)
-        check_vocabulary(tokenizer, rows, owner)
+        check_vocabulary(tokenizer, num_embeddings(base.location, base.revision), owner)
     if section.text_column is not None:
         check_text(tokenizer, owner)
     else:
@@ -177,7 +192,7 @@ def _throwaway(section: Prepare) -> Any:
 
 
 def _base_tokenizer(job: Job, base: Base) -> Any:
-    tokenizer = load_tokenizer(job.base_location(base), base.revision)
+    tokenizer = load_tokenizer(base.location, base.revision)
     if job.recipe.prepare.chat_template is not None:
         tokenizer.chat_template = job.recipe.prepare.chat_template
     return tokenizer

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock import registry
+from penstock.conversions import conversion, conversions
 from penstock.errors import MissingExtra, PenstockError, RecipeError, ServingError
 from penstock.recipe import Recipe
 from penstock.serving.backends.base import Generation, ModelFiles
@@ -37,7 +38,8 @@ def try_serving(recipe: Recipe, store: Store, folder: Path, digest: str) -> None
     backend_class = registry.resolve("backends", name, recipe.folder)
     if "generate" not in backend_class.capabilities:
         raise RecipeError(f"serve.backend: {name!r} does not generate.")
-    files = ModelFiles(folder, store.root / "serving" / digest, recipe.serve.backend_options)
+    cache = conversion(conversions(store), digest)
+    files = ModelFiles(folder, cache, recipe.serve.backend_options)
     try:
         backend = backend_class(files)
         backend.load()

@@ -189,7 +189,7 @@ def _training(job: Job, scratch: Path, has_validation: bool) -> Training:
         examples=scratch / "train.arrow",
         validation=scratch / "validation.arrow" if has_validation else None,
         tokenizer=job.input_folder("prepare") / TOKENIZER,
-        base=job.base_location(base) if base else None,
+        base=base.location if base else None,
         base_revision=base.revision if base else None,
         shape={
             "hidden_size": shape.hidden_size,
@@ -223,8 +223,9 @@ def _select(job: Job, scratch: Path) -> tuple[int, int]:
                     writer.write(rows)
         for writer in writers.values():
             writer.close()
+    # Preparation leaves no training split empty; that none of its rows is new is seen here.
     if not writers["train"].num_rows:
-        raise _no_rows(job)
+        raise TrainingError("There are no new rows to train on.", "Use train.rows: all.")
     if job.recipe.packing is not None:
         join_pieces(scratch, job.folder / BLOCKS)
     return writers["train"].num_rows, writers["validation"].num_rows
@@ -236,15 +237,6 @@ def _writer(job: Job, scratch: Path, split: str) -> RowWriter | BlockWriter:
         return RowWriter(scratch, split)
     apart = recipe.train.packed_attention != "across"
     return BlockWriter(scratch, split, Packer(recipe.prepare.max_length, recipe.packing, apart))
-
-
-def _no_rows(job: Job) -> TrainingError:
-    if job.settings.get("rows") == "new":
-        return TrainingError("There are no new rows to train on.", "Use train.rows: all.")
-    return TrainingError(
-        "The training split is empty: there is no row to train on.",
-        "See where the rows went with: penstock show RUN",
-    )
 
 
 def is_due(rows: pa.RecordBatch, settings: Mapping[str, Any]) -> pa.Array:

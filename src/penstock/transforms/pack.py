@@ -19,8 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from penstock.tokenizer import IGNORED
 from penstock.transforms.base import ROW_ID
-from penstock.transforms.tokenize import IGNORED
 
 How: TypeAlias = Literal["whole", "split"]
 Numbers: TypeAlias = npt.NDArray[np.int64]

@@ -16,12 +16,10 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from penstock.sources.base import Options
-from penstock.tokenizer import load_tokenizer
+from penstock.tokenizer import IGNORED, load_tokenizer
 from penstock.transforms.base import ROW_ID, Outcome, removed_rows
 from penstock.transforms.preflight import check_chat
 from penstock.transforms.templates import control_tokens, render
-
-IGNORED = -100  # torch's cross entropy leaves these labels out
 
 TOKENS = pa.list_(pa.int32())
 

@@ -76,7 +76,6 @@ class CTranslate2Backend:
             # of them on two cores that others used too, that cost nine tenths of the
             # speed. Read when CTranslate2 is imported.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        self._model_folder = converted_model(self._files)
         self._generator = self._new_generator(self._num_parallel)
         with _seeding:
             self._warm_up()
@@ -105,16 +104,18 @@ class CTranslate2Backend:
 
     def _new_generator(self, num_parallel: int) -> Any:
         ctranslate2 = require("ctranslate2", "serve")
+        # Made again if a run has swept it since: a version may outstay its pointer here.
+        folder = converted_model(self._files)
         try:
             return ctranslate2.Generator(
-                str(self._model_folder),
+                str(folder),
                 device="cpu",
                 compute_type="float32",
                 inter_threads=num_parallel,
                 intra_threads=self._num_threads,
             )
         except RuntimeError as error:
-            raise ServingError(f"CTranslate2 cannot load {self._model_folder}: {error}") from error
+            raise ServingError(f"CTranslate2 cannot load {folder}: {error}") from error
 
     def _warm_up(self) -> None:
         """Touch the weights, and let every thread seed its random numbers now.
