@@ -552,11 +552,11 @@ def test_a_preparation_that_leaves_nothing_to_train_on_says_so(project):
     assert "penstock show RUN" in refused.value.hint
 
 
-def test_held_out_rows_need_a_split_that_holds_them_out(project):
-    whole = {"prepare__transforms": ["normalise"], "evaluate__tasks": ["held_out"]}
-    with pytest.raises(EvaluationError, match="needs a validation split") as refused:
-        run(project, until="evaluate", **whole, **ALWAYS)
-    assert "split: {validation: 0.05}" in refused.value.hint
+def test_a_validation_split_that_holds_no_row_out_says_so(project):
+    tiny = {"prepare__transforms": [{"split": {"validation": 1e-6}}]}
+    with pytest.raises(EvaluationError, match="needs a validation split, and no row") as refused:
+        run(project, until="evaluate", evaluate__tasks=["held_out"], **tiny, **ALWAYS)
+    assert "Raise `validation`" in refused.value.hint
 
 
 def test_a_training_on_new_rows_alone_needs_some(project):

@@ -127,7 +127,7 @@ def _held_out(job: Job) -> dict[str, Any]:
     A row's split never changes, so no version under comparison was trained on it.
 
     Raises:
-        EvaluationError: There is no validation split.
+        EvaluationError: No row is in the validation split.
     """
     data = job.folder / HELD_OUT / "items.jsonl"
     data.parent.mkdir()
@@ -138,8 +138,8 @@ def _held_out(job: Job) -> dict[str, Any]:
             count += 1
     if not count:
         raise EvaluationError(
-            f"evaluate.tasks: {HELD_OUT!r} needs a validation split, and there is none.",
-            "Put `split: {validation: 0.05}` under prepare.transforms.",
+            f"evaluate.tasks: {HELD_OUT!r} needs a validation split, and no row is in it.",
+            "Raise `validation` of the split under prepare.transforms, or wait for more rows.",
         )
     # Plain text has no prompt, and may be longer than a model can read at once.
     is_text = job.recipe.prepare.text_column is not None
