@@ -106,6 +106,21 @@ def require_columns(schema: pa.Schema, columns: Sequence[str], step: str) -> Non
             )
 
 
+def require_text(
+    schema: pa.Schema, columns: Sequence[str], step: str, hint: str = "Leave it out of `columns`."
+) -> None:
+    """Check that ``step`` finds text in the columns it is told to work on.
+
+    Raises:
+        RecipeError: A column is missing, or is not text.
+    """
+    require_columns(schema, columns, step)
+    for column in columns:
+        type_ = schema.field(column).type
+        if not (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
+            raise RecipeError(f"{step}: column {column!r} is {type_}, not text.", hint)
+
+
 @runtime_checkable
 class RowTransform(Protocol):
     """A transform that needs to see only one row at a time."""
