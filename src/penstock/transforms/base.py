@@ -140,7 +140,13 @@ class RowTransform(Protocol):
 
 @runtime_checkable
 class KeyedTransform(Protocol):
-    """A transform that needs to see all rows of one key together."""
+    """A transform that needs to see all rows of one key together.
+
+    A group is then in memory as a whole, however large it is. A transform that says
+    ``by_first: ClassVar[bool] = True`` needs less: what becomes of a row depends on it
+    and on the first row of its key alone. It is given a large group in pieces, each
+    after that first row, whose own fate is not asked again.
+    """
 
     name: ClassVar[str]
     revision: ClassVar[int]  # bumped by hand when the same rows would come out otherwise
