@@ -169,6 +169,14 @@ def test_the_newest_result_of_a_stage_is_its_own_recipes_and_not_the_one_left_ou
     assert ledger.latest("demo", "deploy") is None
 
 
+def test_the_results_of_a_stage_come_in_the_order_they_were_recorded(ledger):
+    for print_, stage in (("b", "train"), ("c", "gate"), ("a", "train")):
+        record(ledger, artifact(print_ * 64, stage))
+    record(ledger, artifact("d" * 64), "other")
+    assert [one.fingerprint[0] for one in ledger.results("demo", "train")] == ["b", "a"]
+    assert ledger.results("demo", "deploy") == []
+
+
 def test_records_survive_the_process_that_wrote_them(ledger_url):
     first = Ledger(ledger_url)
     record(first, artifact())

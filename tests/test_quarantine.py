@@ -12,7 +12,7 @@ from penstock.errors import StoreError, ValidationFailed
 from penstock.pipeline import open_pipeline
 from penstock.quarantine import decide, held, rows
 from penstock.stages import decisions
-from penstock.stages.validate import valid_rows
+from penstock.stages.validate import looks, valid_rows
 
 pytestmark = pytest.mark.slow  # importing Great Expectations takes seconds
 
@@ -109,8 +109,8 @@ class Project:
 
     def answers(self):
         pipeline = self.open()
-        summary = pipeline.ledger.latest("demo", "validate").summary
-        batches = valid_rows(pipeline.store, pipeline.recipe, "files", summary)
+        seen = looks(pipeline.ledger, pipeline.recipe, pipeline.ledger.latest("demo", "validate"))
+        batches = valid_rows(pipeline.store, pipeline.recipe, seen)
         return [answer for batch in batches for answer in batch["response"].to_pylist()]
 
     def id_of(self, value):
@@ -177,6 +177,22 @@ def test_a_released_row_stays_released_when_more_rows_come(project):
     project.write("b", "more", "no")
     project.validate()
     assert project.answers() == ["fine", "it is fine", "more", "ha"]
+
+
+def test_rows_stay_in_the_order_in_which_they_were_let_through(project):
+    project.validate()
+    project.write("b", "more", "no")
+    project.validate()
+    decide(project.open(), "release", [project.id_of("ha")])
+    project.validate()
+    project.write("c", "news")
+    decide(project.open(), "release", rule="lengths")
+    project.validate()
+    project.write("d", "last")
+    project.validate()
+    assert project.answers() == [
+        *("fine", "it is fine"), "more", "ha", *("news", "no", "no"), "last"
+    ]  # fmt: skip
 
 
 def test_under_another_contract_no_decision_of_before_stands(project):

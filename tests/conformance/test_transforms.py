@@ -4,9 +4,13 @@ Rows have text in ``instruction`` and ``response`` and a number in
 ``quality_score``, each perhaps null, and an id of their own.
 """
 
+import os
 import pickle
+import shutil
+import tempfile
 import zlib
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.sources.base import Options
+from penstock.tokenizer import train_tokenizer
 from penstock.transforms.base import (
     REMOVED_SCHEMA,
     ClusteredTransform,
@@ -30,6 +35,8 @@ from penstock.transforms.near_dedupe import NearDedupe
 from penstock.transforms.quality import Quality
 from penstock.transforms.redact import Redact
 from penstock.transforms.split import Split
+from penstock.transforms.tokenize import Tokenize
+from penstock.transforms.tokenize_text import TokenizeText
 
 UNHURRIED = settings(
     deadline=None,
@@ -41,6 +48,8 @@ FILTER = {
     "max_characters": {"response": 4},
     "min_quality": 0.3,
 }
+# Trained when the first test needs it.
+TOKENIZER = Path(tempfile.gettempdir()) / f"penstock-tokenizer-{os.getpid()}"
 CASES = [
     Normalise(Normalise.Options()),
     Filter(Filter.Options(**FILTER)),
@@ -57,6 +66,11 @@ CASES = [
     Split(Split.Options(validation=0.5)),
     Split(Split.Options(validation=0.5, by=("instruction",))),
 ]
+# Importing transformers takes seconds.
+SLOW_CASES = [
+    Tokenize(Tokenize.Options(folder=TOKENIZER, max_length=12)),
+    TokenizeText(TokenizeText.Options(folder=TOKENIZER, column="response")),
+]
 SCHEMA = pa.schema(
     [
         ("_row_id", pa.string()),
@@ -69,6 +83,7 @@ SCHEMA = pa.schema(
 TEXT = st.none() | st.one_of(
     st.text(st.sampled_from("ab \n\0\u0301"), max_size=5),
     st.sampled_from(["a@b.org", "+49 30 901820 a@b.org", "to be or not to be", "Das ist es."]),
+    st.just("<|end|>"),
 )
 SCORE = st.none() | st.sampled_from([0.0, 0.25, 0.5, 1.0])
 
@@ -86,16 +101,32 @@ def name_of(transform):
     return transform.name
 
 
-by_row = pytest.mark.parametrize(
-    "transform", [case for case in CASES if isinstance(case, RowTransform)], ids=name_of
+def cases(kind=object):
+    fast = [case for case in CASES if isinstance(case, kind)]
+    slow = [case for case in SLOW_CASES if isinstance(case, kind)]
+    marked = [pytest.param(case, marks=pytest.mark.slow) for case in slow]
+    return pytest.mark.parametrize("transform", [*fast, *marked], ids=name_of)
+
+
+by_row, by_key, by_likeness = (
+    cases(kind) for kind in (RowTransform, KeyedTransform, ClusteredTransform)
 )
-by_key = pytest.mark.parametrize(
-    "transform", [case for case in CASES if isinstance(case, KeyedTransform)], ids=name_of
-)
-by_likeness = pytest.mark.parametrize(
-    "transform", [case for case in CASES if isinstance(case, ClusteredTransform)], ids=name_of
-)
-every = pytest.mark.parametrize("transform", CASES, ids=name_of)
+every = cases()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    train_tokenizer(iter(["to be or not to be"]), 300, None, TOKENIZER)
+    yield
+    shutil.rmtree(TOKENIZER)
+
+
+@pytest.fixture(autouse=True)
+def _open(request):
+    transform = request.getfixturevalue("transform")
+    if transform in SLOW_CASES:
+        request.getfixturevalue("tokenizer")
+    transform.open()
 
 
 def apply(transform, rows):
@@ -176,6 +207,26 @@ def test_however_groups_are_put_together_the_same_rows_come_out(transform, rows,
     kept = [row for part in parts for row in part.kept.to_pylist()]
     assert sorted(kept, key=lambda row: row["_row_id"]) == whole.kept.to_pylist()
     assert ledger(*parts) == ledger(whole)
+
+
+@by_key
+@UNHURRIED
+@given(tables(), st.integers(0, 25))
+def test_a_group_in_pieces_after_its_first_row_is_the_same_if_it_says_so(transform, rows, cut):
+    if not getattr(transform, "by_first", False):
+        pytest.skip("it needs to see whole groups")
+    keyed = rows.append_column("_key", transform.key(rows))
+    before, after = keyed.slice(0, cut), keyed.slice(cut)
+    known = [before["_key"].to_pylist().index(key) for key in set(before["_key"].to_pylist())]
+    firsts = before.take(pa.array(sorted(known), pa.int64()))
+    part, whole = transform.keep(pa.concat_tables([firsts, after])), transform.keep(keyed)
+    late = set(ids(after))
+    assert [row for row in part.kept.to_pylist() if row["_row_id"] in late] == [
+        row for row in whole.kept.to_pylist() if row["_row_id"] in late
+    ]
+    assert [entry for entry in ledger(part) if entry["_row_id"] in late] == [
+        entry for entry in ledger(whole) if entry["_row_id"] in late
+    ]
 
 
 @by_likeness

@@ -9,6 +9,7 @@ import yaml
 import memory_store
 from penstock.errors import RecipeError
 from penstock.pipeline import open_pipeline
+from penstock.quarantine import decide
 from penstock.stages import prepare as prepare_stage
 
 pytestmark = pytest.mark.slow  # imports transformers and Great Expectations
@@ -77,6 +78,84 @@ def test_without_the_step_the_summary_says_nothing_of_it(project):
     project.rows({**row("Ask a@b.org"), "redacted": {"email": "yes"}})
     summary, _ = project.prepare({"transforms": []})
     assert "redacted" not in summary
+
+
+def near(number):
+    """A pair of rows that differ in one word of many, and from other pairs in all but a few."""
+    words = " ".join(f"gate{number}x{i}" for i in range(15))
+    return row("Which gates?", f"{words} today."), row("Which gates?", f"{words} again.")
+
+
+@pytest.fixture
+def two_sources(tmp_path):
+    """Sources ``first`` and ``second``, each the lines of all files that begin so."""
+    sources = {
+        name: {"type": "files", "paths": [f"data/{name}*.jsonl"]} for name in ("first", "second")
+    }
+    return Project(tmp_path / "project"), {"sources": sources}
+
+
+BY_CLUSTER = {
+    "transforms": [
+        {"near_dedupe": {"keep": "all"}},
+        {"split": {"by": ["_cluster"], "validation": 0.5}},
+    ],
+    "max_length": 512,
+}
+
+
+def by_text(table, column):
+    return dict(zip(table["response"].to_pylist(), table[column].to_pylist(), strict=True))
+
+
+def test_a_new_row_of_the_first_source_never_pushes_out_one_of_the_second(two_sources):
+    project, sources = two_sources
+    old, new = near(1)
+    project.rows(row("What is it?"), name="first.jsonl")
+    project.rows(old, row("What is that?"), name="second.jsonl")
+    steps = {"transforms": ["dedupe", "near_dedupe"], "max_length": 512}
+    before = project.prepare(steps, **sources)[1]["examples"]
+    project.rows(new, row("What is that?"), name="first_2.jsonl")
+    summary, tables = project.prepare(steps, **sources)
+    assert tables["examples"]["_row_id"].to_pylist() == before["_row_id"].to_pylist()
+    assert summary["removed"] == {"dedupe": 1, "near_dedupe": 1, "tokenize": 0}
+
+
+def test_no_row_changes_sides_when_one_like_it_comes_from_a_source_before(two_sources):
+    project, sources = two_sources
+    pairs = [near(i) for i in range(20)]
+    project.rows(row("What is it?"), name="first.jsonl")
+    project.rows(*(old for old, _ in pairs), name="second.jsonl")
+    before = by_text(project.prepare(BY_CLUSTER, **sources)[1]["examples"], "split")
+    project.rows(*(new for _, new in pairs), name="first_2.jsonl")
+    after = by_text(project.prepare(BY_CLUSTER, **sources)[1]["examples"], "split")
+    assert set(before.values()) == {"train", "validation"}
+    assert before.items() <= after.items()
+    assert all(after[new["response"]] == after[old["response"]] for old, new in pairs)
+
+
+def test_no_row_changes_sides_around_a_released_one(project):
+    pairs = [near(i) for i in range(20)]
+    held = {"score": -1.0}
+    contract = {
+        "length": {}, "range": {"score": {"min": 0, "max": 1}}, "not_null": [], "max_bad_rows": 0.9
+    }  # fmt: skip
+
+    def sides():
+        return by_text(project.prepare(BY_CLUSTER, validate=contract)[1]["examples"], "split")
+
+    # Ten rows are released after their like was prepared, and ten before it.
+    project.rows(*(a | {"score": 1.0} for a, _ in pairs[:10]), name="a.jsonl")
+    project.rows(*(b | held for _, b in pairs), name="b.jsonl")
+    first = sides()
+    pipeline = open_pipeline(project.folder / "recipe.yaml")
+    decide(pipeline, "release")
+    pipeline.ledger.close()
+    second = sides()
+    project.rows(*(a | {"score": 1.0} for a, _ in pairs[10:]), name="c.jsonl")
+    third = sides()
+    assert (len(first), len(second), len(third)) == (10, 30, 40)
+    assert first.items() <= second.items() <= third.items()
 
 
 def base_model(folder, vocab_size, template="default"):

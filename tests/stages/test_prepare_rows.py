@@ -35,9 +35,9 @@ def project(tmp_path):
     return folder
 
 
-def with_steps(folder, *steps):
+def with_steps(folder, *steps, **sections):
     path = folder / "recipe.yaml"
-    recipe = yaml.safe_load(path.read_text())
+    recipe = yaml.safe_load(path.read_text()) | sections
     recipe["prepare"]["transforms"] = ["normalise", *steps]
     path.write_text(yaml.safe_dump(recipe))
 
@@ -83,6 +83,51 @@ def test_a_new_row_is_compared_with_all_that_earlier_runs_kept(project):
     ]
 
 
+# Steps of which each removes a row of ``hard_rows``.
+STEPS = (
+    {"filter": {"min_characters": {"response": 8}}},
+    {"language": {"among": ["de", "en"]}},
+    {"quality": {"min_words": 4, "min_stop_words": None, "min_sentences": None}},
+    {"redact": {"remove": ["ipv4"]}},
+    "dedupe",
+    "near_dedupe",
+    {"decontaminate": {"shortest": 4}},
+    {"split": {"validation": 0.2}},
+)
+FEATURES = {
+    "type": "memory_store:MemoryStore",
+    "names": ["profile:plan"],
+    "entities": {"user_id": "user_id"},
+    "timestamp": "asked_at",
+    "template": "{plan}: {instruction}",
+}
+
+
+def hard_rows(project):
+    """The project's rows, and for each step one that it removes."""
+    path, asked = project / "data" / "first.jsonl", {"user_id": "a", "asked_at": "2026-02-01"}
+    rows = [json.loads(line) | asked for line in path.read_text().splitlines()]
+    item = json.loads((project / "tasks" / "which.jsonl").read_text().splitlines()[3])
+    question = "What is in the list that we read?"
+    rows += [
+        asked | {"instruction": question, "response": response}
+        for response in (
+            "Short.",
+            "It returns nothing.",
+            "Write to a@b.org and wait for the answer.",
+            "The server is at 8.8.8.8 and waits for us.",
+            f"It is said to be: {item['choices'][1]}!",
+            "It ends with <|end|> here and nowhere else.",
+        )
+    ]
+    german = "Das ist der erste Eintrag der ganzen Liste, und danach kommt keiner mehr."
+    rows.append(asked | {"instruction": "Was steht in der Liste?", "response": german})
+    rows.append(rows[7] | {"user_id": "nobody"})
+    rows.append(rows[8])
+    rows.append(rows[9] | {"instruction": rows[9]["instruction"].upper()})
+    return rows
+
+
 @pytest.mark.parametrize("engine", ["ray", "spark"])
 def test_every_engine_prepares_the_same_rows_under_the_same_fingerprint(
     project, engine, monkeypatch
@@ -92,14 +137,15 @@ def test_every_engine_prepares_the_same_rows_under_the_same_fingerprint(
     elif reason := spark_environment.missing():
         pytest.skip(f"Spark: {reason}")
     monkeypatch.setenv("PENSTOCK_SPARK_PYTHON", str(spark_environment.PYTHON))
-    with_steps(
-        project,
-        "dedupe",
-        "near_dedupe",
-        {"decontaminate": {"shortest": 4}},
-        {"split": {"validation": 0.2}},
-    )
+    lines = [json.dumps(row) + "\n" for row in hard_rows(project)]
+    (project / "data" / "first.jsonl").write_text("".join(lines))
+    with_steps(project, *STEPS, features=FEATURES)
     here = prepared(project)
+    assert {entry["step"] for entry in here[1]} == {
+        *("features", "filter", "language", "quality", "redact"),
+        *("dedupe", "near_dedupe", "decontaminate", "tokenize"),
+    }
+    assert sum(row["redacted"]["email"] for row in here[0]) == 1
     assert prepared(project, engine=engine)[2] == "hit"
     there = prepared(project, force=("prepare",), engine=engine)
     assert there[2] == "ran"

@@ -154,8 +154,7 @@ def run_transforms(
         engine: Where to run them.
         rows: Left as they are.
         transforms: In the order of the recipe.
-        progress: Called with a number of rows whenever some were read; over all
-            passes (``num_passes``) the numbers add up to passes times rows.
+        progress: Called with a number of rows whenever some were read, in every pass.
 
     Raises:
         PenstockError: A transform lost or invented rows.
@@ -179,12 +178,6 @@ def run_transforms(
     if num_rows is None:
         num_rows = sum(table.num_rows for table in rows.batches())
     return Prepared(kept, tuple(removed), counts, num_rows)
-
-
-def num_passes(transforms: Sequence[Transform]) -> int:
-    """How often ``run_transforms`` reads the rows."""
-    firsts = [steps[0] for steps in _passes(transforms)]
-    return sum(2 if isinstance(first, ClusteredTransform) else 1 for first in firsts)
 
 
 def in_ingest_order(removed: pa.Table, rows: pa.Table) -> tuple[pa.Table, pa.Array]:

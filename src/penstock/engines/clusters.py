@@ -156,6 +156,7 @@ class _FirstOfBucket:
     name: ClassVar[str] = "first of bucket"
     revision: ClassVar[int] = 1
     Options: ClassVar[AnyOptions] = Options
+    by_first: ClassVar[bool] = True
 
     def open(self) -> None:
         """There is nothing to load."""

@@ -2,20 +2,25 @@
 
 Rows are divided by key into buckets small enough for memory; in each bucket the
 transform chooses; and what is left, each bucket in order itself, is merged.
+
+However many buckets there are, all rows of one key are in one of them. A bucket that
+is too large is taken a piece at a time, if the first row of a group is all that its
+transform needs to know of the pieces before.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from penstock.engines.base import in_ingest_order
-from penstock.engines.spool import Spool
+from penstock.engines.spool import Spool, recut
 from penstock.transforms.base import KEY, KeyedTransform
 
 ORDINAL = "_ordinal"  # int64: the row's place in ingest order
@@ -70,12 +75,31 @@ def divided(table: pa.Table, count: int) -> Iterator[pa.Table]:
         yield grouped.slice(start, end - start)
 
 
-def chosen(rows: pa.Table, transform: KeyedTransform) -> tuple[pa.Table, pa.Table]:
-    """Let ``transform`` choose in one bucket; kept and removed rows carry the ordinal."""
-    outcome = transform.keep(rows)
-    removed, indices = in_ingest_order(outcome.removed, rows)
-    removed = removed.append_column(ORDINAL, rows[ORDINAL].take(indices))
-    return outcome.kept.drop_columns(KEY), removed
+def chosen(
+    bucket: Iterable[pa.Table], schema: pa.Schema, transform: KeyedTransform, piece_bytes: int
+) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Let ``transform`` choose in one bucket.
+
+    Args:
+        bucket: Its rows in ingest order.
+        schema: Of each table.
+        transform: Sees all of them at once, unless it is ``by_first``.
+        piece_bytes: How much such a transform sees at once.
+
+    Yields:
+        Kept and removed rows with their ordinals; once at least, for the schemas.
+    """
+    none = schema.empty_table()
+    if not getattr(transform, "by_first", False):
+        yield _chosen(pa.concat_tables([none, *bucket]), transform)
+        return
+    yield _chosen(none, transform)
+    known, rows, num_known = none, none, 0
+    for piece in recut(bucket, piece_bytes):
+        known = pa.concat_tables([known, _firsts(rows, num_known)])
+        theirs = known.filter(pc.is_in(known[KEY], piece[KEY].combine_chunks()))
+        rows, num_known = pa.concat_tables([theirs, piece]), theirs.num_rows
+        yield _chosen(rows, transform, num_known)
 
 
 def merge(parts: Sequence[Part], num_ordinals: int, batch_bytes: int, into: Spool) -> None:
@@ -94,6 +118,30 @@ def merge(parts: Sequence[Part], num_ordinals: int, batch_bytes: int, into: Spoo
 def without_ordinal(schema: pa.Schema) -> pa.Schema:
     """The schema that ``merge`` writes."""
     return schema.remove(schema.get_field_index(ORDINAL))
+
+
+def _chosen(
+    rows: pa.Table, transform: KeyedTransform, num_known: int = 0
+) -> tuple[pa.Table, pa.Table]:
+    """What becomes of the rows, but for the first ``num_known``: that is settled already."""
+    outcome = transform.keep(rows)
+    removed, indices = in_ingest_order(outcome.removed, rows)
+    removed = removed.append_column(ORDINAL, rows[ORDINAL].take(indices))
+    kept = outcome.kept.drop_columns(KEY)
+    if not num_known:
+        return kept, removed
+    start = rows[ORDINAL][num_known]
+    return (
+        kept.filter(pc.greater_equal(kept[ORDINAL], start)),
+        removed.filter(pc.greater_equal(removed[ORDINAL], start)),
+    )
+
+
+def _firsts(rows: pa.Table, num_known: int) -> pa.Table:
+    """The first row of each key, but for the keys of the first ``num_known`` rows."""
+    codes = rows[KEY].combine_chunks().dictionary_encode("encode").indices
+    places = np.sort(np.unique(codes.to_numpy(), return_index=True)[1])
+    return rows.take(pa.array(places[places >= num_known], pa.int64()))
 
 
 class _Cursor:

@@ -9,7 +9,7 @@ files, each in order itself, are merged.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -115,15 +115,15 @@ class LocalEngine:
 
     def _choose(self, bucket: Spool, transform: KeyedTransform) -> tuple[Spool, Spool]:
         """Let the transform choose in one bucket."""
-        rows = pa.concat_tables([bucket.schema.empty_table(), *bucket.batches()])
+        pieces = chosen(bucket.batches(), bucket.schema, transform, self._bucket_bytes)
+        first = next(pieces)
+        kept, removed = (self._spool(table.schema) for table in first)
+        with kept, removed:
+            for stay, gone in chain([first], pieces):
+                kept.write(stay, batch_bytes=MERGE_BATCH_BYTES)
+                removed.write(gone, batch_bytes=MERGE_BATCH_BYTES)
         bucket.discard()
-        kept, removed = chosen(rows, transform)
-        return self._whole(kept), self._whole(removed)
-
-    def _whole(self, table: pa.Table) -> Spool:
-        with self._spool(table.schema) as spool:
-            spool.write(table, batch_bytes=MERGE_BATCH_BYTES)
-        return spool
+        return kept, removed
 
     def _merge(self, parts: list[Spool], num_ordinals: int) -> Spool:
         merged = self._spool(without_ordinal(parts[0].schema))

@@ -82,12 +82,15 @@ class Work:
         transform: Pickled as it was before it was opened.
         paths: Where its module may be beside the installed ones.
         num_buckets: For ``divide``.
+        piece_bytes: For ``choose``: how much of a bucket is unpacked at once, if its
+            transform does not need to see all of it.
     """
 
     step: Literal["map", "divide", "choose"]
     transform: bytes
     paths: tuple[str, ...]
     num_buckets: int = 1
+    piece_bytes: int = BUCKET_BYTES
 
     def __call__(self, parcels: pa.Table) -> pa.Table:
         """Work on parcels; an error becomes a parcel too, so that it is said as it was."""
@@ -102,7 +105,7 @@ class Work:
     def _parcels(self, parcels: pa.Table) -> Iterator[_Parcel]:
         transform = _opened(self.transform, self.paths)
         if self.step == "choose":
-            yield from _choose(parcels, transform)
+            yield from _choose(parcels, transform, self.piece_bytes)
             return
         for parcel in parcels.to_pylist():
             rows, place = unpacked(parcel["rows"]), parcel["place"]
@@ -129,7 +132,7 @@ def packed(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def unpacked(data: bytes) -> pa.Table:
+def unpacked(data: bytes | pa.Buffer) -> pa.Table:
     """The rows again."""
     return pa.ipc.open_stream(data).read_all()
 
@@ -150,17 +153,21 @@ def _divide(
             yield _Parcel(bucket, place, "rows", packed(part))
 
 
-def _choose(parcels: pa.Table, transform: KeyedTransform) -> Iterator[_Parcel]:
-    ordered = parcels.sort_by("place")
-    rows = pa.concat_tables([unpacked(data.as_py()) for data in ordered["rows"]])
-    bucket = parcels["bucket"][0].as_py()
-    kept, removed = chosen(rows, transform)
-    results: tuple[tuple[Kind, pa.Table], ...] = (("kept", kept), ("removed", removed))
-    for kind, table in results:
-        # No rows still have a schema.
-        for part in list(cut(table, MERGE_BATCH_BYTES)) or [table]:
-            place = part[ORDINAL][0].as_py() if part.num_rows else 0
-            yield _Parcel(bucket, place, kind, packed(part))
+def _choose(parcels: pa.Table, transform: KeyedTransform, piece_bytes: int) -> Iterator[_Parcel]:
+    bucket, data = parcels["bucket"][0].as_py(), parcels["rows"]
+    order = pc.sort_indices(parcels["place"]).to_pylist()
+    rows = (unpacked(data[index].as_buffer()) for index in order)
+    schema = unpacked(data[0].as_buffer()).schema
+    for kept, removed in chosen(rows, schema, transform, piece_bytes):
+        yield from _cut("kept", kept, bucket)
+        yield from _cut("removed", removed, bucket)
+
+
+def _cut(kind: Kind, table: pa.Table, bucket: int) -> Iterator[_Parcel]:
+    """Parcels small enough to be merged; of no rows one, which has the schema."""
+    for part in list(cut(table, MERGE_BATCH_BYTES)) or [table]:
+        place = part[ORDINAL][0].as_py() if part.num_rows else 0
+        yield _Parcel(bucket, place, kind, packed(part))
 
 
 def _table_of(parcels: Iterable[_Parcel]) -> pa.Table:
@@ -242,7 +249,7 @@ class ParcelEngine:
         number = num_buckets(sent.num_bytes, self._bucket_bytes)
         pickled, paths = _pickled(transform), _own_paths()
         divide = Work("divide", pickled, paths, number)
-        choose = Work("choose", pickled, paths)
+        choose = Work("choose", pickled, paths, piece_bytes=self._bucket_bytes)
         back = self._receive(self._work(sent.files, divide, choose))
         sent.discard()
         kept = self._merge(back.parts("kept"), sent.num_rows)

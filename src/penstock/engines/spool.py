@@ -74,8 +74,9 @@ def recut(tables: Iterable[pa.Table], batch_bytes: int = BATCH_BYTES) -> Iterato
             waiting.append(piece)
             num_bytes += piece.nbytes
             if num_bytes >= batch_bytes:
-                yield pa.concat_tables(waiting).combine_chunks()
-                waiting, num_bytes = [], 0
+                table = pa.concat_tables(waiting).combine_chunks()
+                waiting, num_bytes = [], 0  # before it is worked on: that takes memory too
+                yield table
     if waiting:
         yield pa.concat_tables(waiting).combine_chunks()
 

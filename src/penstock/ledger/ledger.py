@@ -70,6 +70,16 @@ class Ledger:
             row = connection.execute(query).mappings().first()
         return None if row is None else read_artifact(row)
 
+    def results(self, recipe: str, stage: str) -> list[Artifact]:
+        """All recorded results of a recipe's stage, oldest first."""
+        query = (
+            sa.select(schema.artifacts)
+            .where(schema.artifacts.c.recipe == recipe, schema.artifacts.c.stage == stage)
+            .order_by(schema.artifacts.c.created_s)
+        )
+        with self._database.read() as connection:
+            return [read_artifact(row) for row in connection.execute(query).mappings()]
+
     def record(self, artifact: Artifact, recipe: str, claim: Claim) -> None:
         """Write a result's record, if the claim on it still holds.
 

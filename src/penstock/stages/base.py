@@ -113,7 +113,7 @@ class Job:
     Attributes:
         recipe: The whole recipe.
         store: Where artifacts and tables are.
-        ledger: For the stages that register and deploy.
+        ledger: For what earlier results say, and for the stages that register and deploy.
         run_id: The run this is part of.
         stage: The stage's name.
         fingerprint: Of the result being made.

@@ -1,10 +1,10 @@
 """Prepare: valid rows become examples with token ids, a loss mask and a split.
 
 The result is one folder: the examples, a ledger row for every row that was
-removed on the way, and the tokenizer. It is made anew from all valid rows, so
-it is a function of the data version and the recipe alone, byte for byte; with
-``features``, also of what the feature store answers, of which no more is pinned
-than the store can tell (``FeatureStore.version``).
+removed on the way, and the tokenizer. It is made anew from all valid rows, in the
+order in which they were let through, so it is a function of the data version and
+the recipe alone, byte for byte; with ``features``, also of what the feature store
+answers, of which no more is pinned than the store can tell (``FeatureStore.version``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from penstock.errors import PenstockError, SourceError
 from penstock.features.base import FeatureOptions
 from penstock.recipe import HELD_OUT, Prepare, Recipe, canonical
 from penstock.stages.base import Base, Job, Pinned, Stage
-from penstock.stages.validate import valid_rows, valid_table
+from penstock.stages.validate import looks, valid_rows, valid_table
 from penstock.tables import conform
 from penstock.tokenizer import (
     load_tokenizer,
@@ -108,7 +108,7 @@ def _prepared(job: Job, engine: Engine, scratch: Path) -> dict[str, Any]:
     return _summary(job, cleaned.num_rows, splits, removed) | redacted.summary()
 
 
-STAGE = Stage("prepare", 1, ("validate",), _settings, _run)
+STAGE = Stage("prepare", 2, ("validate",), _settings, _run)
 
 
 def _engine(job: Job, scratch: Path) -> Engine:
@@ -148,7 +148,7 @@ def _with_features(job: Job, transforms: list[Any]) -> list[Any]:
 
 
 def _valid_rows(job: Job) -> StreamedRows:
-    """All valid rows in ingest order, source after source.
+    """All valid rows in ingest order.
 
     Raises:
         SourceError: Two sources have a column of one name and different types.
@@ -163,10 +163,11 @@ def _valid_rows(job: Job) -> StreamedRows:
             "Rename it in one of them, under `columns`.",
         ) from None
 
+    seen = looks(job.ledger, recipe, job.inputs["validate"])
+
     def read() -> Iterator[pa.RecordBatch]:
-        for source in recipe.sources:
-            for batch in valid_rows(store, recipe, source, job.inputs["validate"].summary):
-                yield conform(batch, schema)
+        for batch in valid_rows(store, recipe, seen):
+            yield conform(batch, schema)
 
     return StreamedRows(schema, read)
 

@@ -106,6 +106,21 @@ def require_columns(schema: pa.Schema, columns: Sequence[str], step: str) -> Non
             )
 
 
+def require_text(
+    schema: pa.Schema, columns: Sequence[str], step: str, hint: str = "Leave it out of `columns`."
+) -> None:
+    """Check that ``step`` finds text in the columns it is told to work on.
+
+    Raises:
+        RecipeError: A column is missing, or is not text.
+    """
+    require_columns(schema, columns, step)
+    for column in columns:
+        type_ = schema.field(column).type
+        if not (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
+            raise RecipeError(f"{step}: column {column!r} is {type_}, not text.", hint)
+
+
 @runtime_checkable
 class RowTransform(Protocol):
     """A transform that needs to see only one row at a time."""
@@ -125,7 +140,13 @@ class RowTransform(Protocol):
 
 @runtime_checkable
 class KeyedTransform(Protocol):
-    """A transform that needs to see all rows of one key together."""
+    """A transform that needs to see all rows of one key together.
+
+    A group is then in memory as a whole, however large it is. A transform that says
+    ``by_first: ClassVar[bool] = True`` needs less: what becomes of a row depends on it
+    and on the first row of its key alone. It is given a large group in pieces, each
+    after that first row, whose own fate is not asked again.
+    """
 
     name: ClassVar[str]
     revision: ClassVar[int]  # bumped by hand when the same rows would come out otherwise

@@ -8,9 +8,8 @@ import polars as pl
 import pyarrow as pa
 from pydantic import Field
 
-from penstock.errors import RecipeError
 from penstock.sources.base import AnyOptions, Options
-from penstock.transforms.base import REMOVED_SCHEMA, Outcome, require_columns
+from penstock.transforms.base import REMOVED_SCHEMA, Outcome, require_text
 
 _CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x{9f}]"  # Unicode's Cc, but for \t and \n
 
@@ -43,20 +42,15 @@ class Normalise:
 
     def __call__(self, rows: pa.Table) -> Outcome:
         """Normalise the text columns; no row is removed."""
-        require_columns(rows.schema, self._columns, self.name)
+        require_text(rows.schema, self._columns, self.name)
         for column in self._columns:
             index = rows.schema.get_field_index(column)
             field = rows.schema.field(index)
-            rows = rows.set_column(index, field, _normalised(rows[column], column))
+            rows = rows.set_column(index, field, _normalised(rows[column]))
         return Outcome(rows, REMOVED_SCHEMA.empty_table())
 
 
-def _normalised(text: pa.ChunkedArray, column: str) -> pa.Array:
-    if not (pa.types.is_string(text.type) or pa.types.is_large_string(text.type)):
-        raise RecipeError(
-            f"normalise: column {column!r} is {text.type}, not text.",
-            "Leave it out of `columns`.",
-        )
+def _normalised(text: pa.ChunkedArray) -> pa.Array:
     series = pl.Series(text, dtype=pl.String)
     series = series.str.replace_all(r"\r\n?", "\n").str.replace_all(_CONTROL, "")
     clean = (

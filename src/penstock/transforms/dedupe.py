@@ -24,13 +24,14 @@ class ExactDedupeOptions(Options):
 class ExactDedupe:
     """Keep the first of equal rows, in ingest order.
 
-    First come, first kept: a row that arrives later never pushes out one that a
-    model was already trained on.
+    First come, first kept: a row that a later run takes in, from whatever source,
+    never pushes out one that a model was already trained on.
     """
 
     name: ClassVar[str] = "dedupe"
     revision: ClassVar[int] = 1
     Options: ClassVar[AnyOptions] = ExactDedupeOptions
+    by_first: ClassVar[bool] = True
 
     def __init__(self, options: ExactDedupeOptions) -> None:
         self._columns = options.columns

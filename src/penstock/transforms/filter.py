@@ -17,7 +17,7 @@ from penstock.transforms.base import (
     ROW_ID,
     Outcome,
     removed_rows,
-    require_columns,
+    require_text,
 )
 
 # Rows -> which are bad, shape (n,), and what shows it, shape (n,).
@@ -70,7 +70,7 @@ class Filter:
     def _checks(self, schema: pa.Schema) -> list[tuple[str, _Check]]:
         options = self._options
         texts = [*options.columns, *options.min_characters, *options.max_characters]
-        _require_text(schema, texts)
+        require_text(schema, texts, self.name, "Only text has a length; leave it out.")
         checks: list[tuple[str, _Check]] = []
         for column in options.columns:
             checks.append((f"{column} is empty", partial(_is_empty, column=column)))
@@ -85,17 +85,6 @@ class Filter:
             _require_number(schema.field(column))
             checks.append((f"{column} is below {score:g}", partial(_is_below, column, score)))
         return checks
-
-
-def _require_text(schema: pa.Schema, columns: list[str]) -> None:
-    require_columns(schema, columns, Filter.name)
-    for column in columns:
-        type_ = schema.field(column).type
-        if not (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
-            raise RecipeError(
-                f"filter: column {column!r} is {type_}, not text.",
-                "Only text can be empty, short or long; leave the column out.",
-            )
 
 
 def _require_number(field: pa.Field) -> None:

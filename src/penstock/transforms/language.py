@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from penstock.errors import RecipeError
 from penstock.registry import did_you_mean, require
 from penstock.sources.base import AnyOptions, Options
-from penstock.transforms.base import ROW_ID, Outcome, removed_rows, require_columns
+from penstock.transforms.base import ROW_ID, Outcome, removed_rows, require_text
 
 # A page's language shows in its beginning; reading on only takes time.
 _READ_CHARACTERS = 2000
@@ -78,7 +78,7 @@ class Language:
     def __call__(self, rows: pa.Table) -> Outcome:
         """Keep the rows in the right language, and those too short to tell."""
         options = self._options
-        require_columns(rows.schema, options.columns, self.name)
+        require_text(rows.schema, options.columns, self.name)
         verdicts = [self._fault(text) for text in _texts(rows, options.columns).to_pylist()]
         evidence = pa.array(verdicts, pa.string())
         gone = pc.is_valid(evidence)
@@ -113,11 +113,5 @@ def _identifier(among: tuple[str, ...] | None) -> Any:
 
 
 def _texts(rows: pa.Table, columns: tuple[str, ...]) -> pa.ChunkedArray:
-    for column in columns:
-        type_ = rows.schema.field(column).type
-        if not (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
-            raise RecipeError(
-                f"language: column {column!r} is {type_}, not text.", "Leave it out of `columns`."
-            )
     texts = [pc.fill_null(rows[column].cast(pa.large_string()), "") for column in columns]
     return pc.binary_join_element_wise(*texts, pa.scalar("\n", pa.large_string()))

@@ -37,7 +37,7 @@ from penstock.transforms.base import (
     Found,
     Outcome,
     removed_rows,
-    require_columns,
+    require_text,
 )
 from penstock.transforms.words import Words, joined, mixed, pieces, words_of
 
@@ -101,8 +101,7 @@ class NearDedupe:
     def sketch(self, rows: pa.Table) -> pa.Table:
         """What the rows are compared by."""
         columns = self._options.columns
-        require_columns(rows.schema, columns, self.name)
-        _require_text(rows.schema, columns)
+        require_text(rows.schema, columns, self.name)
         texts = pieces(joined(rows, columns))
         parts = [_SCHEMA.empty_table(), *(self._sketched(words_of(text)) for text in texts)]
         return pa.concat_tables(parts).combine_chunks()
@@ -267,16 +266,6 @@ def _smallest(hashes: npt.NDArray[np.uint64], counts: _Places) -> pa.Array:
     kept = both[rank < SKETCH_SIZE].astype(np.uint32)
     offsets = np.concatenate(([0], np.cumsum(np.minimum(sizes, SKETCH_SIZE)))).astype(np.int32)
     return pa.ListArray.from_arrays(offsets, kept)
-
-
-def _require_text(schema: pa.Schema, columns: Sequence[str]) -> None:
-    for column in columns:
-        type_ = schema.field(column).type
-        if not (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
-            raise RecipeError(
-                f"near_dedupe: column {column!r} is {type_}, not text.",
-                "Leave it out of `columns`.",
-            )
 
 
 def _rounded(similarity: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from penstock.errors import RecipeError
 from penstock.sources.base import AnyOptions, Options
 from penstock.transforms import repetition
 from penstock.transforms.base import (
@@ -25,7 +24,7 @@ from penstock.transforms.base import (
     ROW_ID,
     Outcome,
     removed_rows,
-    require_columns,
+    require_text,
 )
 
 _WORDS = r"\S+"
@@ -134,7 +133,7 @@ class Quality:
 
     def __call__(self, rows: pa.Table) -> Outcome:
         """Keep the rows that break no rule."""
-        _require_text(rows.schema, self._options.columns)
+        require_text(rows.schema, self._options.columns, self.name)
         removed = [REMOVED_SCHEMA.empty_table()]
         for column in self._options.columns:
             for rule in rules(self._options):
@@ -266,13 +265,3 @@ def _stop_words(words: tuple[str, ...]) -> Measure:
         return total
 
     return count
-
-
-def _require_text(schema: pa.Schema, columns: tuple[str, ...]) -> None:
-    require_columns(schema, columns, Quality.name)
-    for column in columns:
-        type_ = schema.field(column).type
-        if not (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
-            raise RecipeError(
-                f"quality: column {column!r} is {type_}, not text.", "Leave it out of `columns`."
-            )

@@ -18,7 +18,7 @@ from penstock.transforms.base import (
     ROW_ID,
     Outcome,
     removed_rows,
-    require_columns,
+    require_text,
 )
 
 # The column that says how many of each kind a row held, and its type.
@@ -86,7 +86,7 @@ class Redact:
 
     def __call__(self, rows: pa.Table) -> Outcome:
         """Redact the text columns; rows that hold a kind to remove by go."""
-        require_columns(rows.schema, self._options.columns, self.name)
+        require_text(rows.schema, self._options.columns, self.name)
         totals = _counts_so_far(rows)
         here: dict[tuple[str, str], pl.Series] = {}
         for column in self._options.columns:
@@ -105,11 +105,6 @@ class Redact:
     def _redacted(self, rows: pa.Table, column: str) -> tuple[pa.Table, dict[str, pl.Series]]:
         index = rows.schema.get_field_index(column)
         field = rows.schema.field(index)
-        if not (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
-            raise RecipeError(
-                f"redact: column {column!r} is {field.type}, not text.",
-                "Leave it out of `columns`.",
-            )
         text = pl.Series(rows[column], dtype=pl.String)
         clean, counts = pii.redact(text, self._kinds, self._options.placeholder)
         return rows.set_column(index, field, clean.to_arrow().cast(field.type)), counts

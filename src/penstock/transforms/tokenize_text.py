@@ -14,10 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from penstock.errors import RecipeError
 from penstock.sources.base import Options
 from penstock.tokenizer import load_tokenizer
-from penstock.transforms.base import ROW_ID, Outcome, removed_rows, require_columns
+from penstock.transforms.base import ROW_ID, Outcome, removed_rows, require_text
 from penstock.transforms.preflight import check_text
 from penstock.transforms.templates import control_tokens
 from penstock.transforms.tokenize import TOKENS
@@ -53,12 +52,8 @@ class TokenizeText:
 
     def __call__(self, rows: pa.Table) -> Outcome:
         """Tokenize; rows without text, or with a token that ends one, are removed."""
-        require_columns(rows.schema, [self._column], "prepare.text_column")
+        require_text(rows.schema, [self._column], "prepare.text_column", "Name a column of text.")
         text = rows[self._column]
-        if not (pa.types.is_string(text.type) or pa.types.is_large_string(text.type)):
-            raise RecipeError(
-                f"prepare.text_column: column {self._column!r} is {text.type}, not text."
-            )
         is_blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(text), ""), True)
         blank = removed_rows(
             rows.filter(is_blank)[ROW_ID],
