@@ -536,6 +536,9 @@ name: demo
 sources:
   files: {type: files, paths: data/*}
 validate:
+  not_null: []
+  length: {}
+  range: {}
   rules:
     - tokens: {columns: [instruction], max: 4}
   max_bad_rows: 0.9

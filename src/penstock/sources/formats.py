@@ -402,7 +402,7 @@ def _at_once(file: BinaryIO, groups: Iterable[pq.RowGroupMetaData]) -> int:
 
 def _read_bytes(column: pq.ColumnChunkMetaData) -> int:
     """What a column takes once it is read, but for texts: equal numbers no longer nothing."""
-    return max(column.total_uncompressed_size, 8 * column.num_values)
+    return max(int(column.total_uncompressed_size), 8 * int(column.num_values))
 
 
 def _dictionary_bytes(file: BinaryIO, column: pq.ColumnChunkMetaData) -> int:
