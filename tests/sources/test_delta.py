@@ -212,6 +212,16 @@ def test_partitions_and_columns_that_came_later_are_whole(foreign):
     }
 
 
+def test_along_a_cursor_too_partitions_and_columns_that_came_later_are_whole(foreign):
+    first = pa.table({"id": [1, 2], "word": ["a b/c", None]})
+    foreign.write(first, partition_by=["word"])
+    foreign.write(pa.table({"id": [3], "word": ["ü%"], "n": [7]}), schema_mode="merge")
+    run = project(foreign, cursor="id", key="id")
+    run.ingest()
+    rows = {row["id"]: (row["word"], row["n"]) for row in run.rows()}
+    assert rows == {1: ("a b/c", None), 2: (None, None), 3: ("ü%", 7)}
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
 def test_a_damaged_data_file_is_named_and_commits_nothing(foreign, damage):
     foreign.append(*range(1000))
