@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from penstock.artifacts import digest_of, store_errors, write_manifest
+from penstock.artifacts import (
+    MANIFEST,
+    damaged_files,
+    digest_of,
+    file_digest,
+    store_errors,
+    write_manifest,
+)
 from penstock.errors import RegistryError, StoreError
 from penstock.ledger import Ledger, ModelVersion
 from penstock.model_files import digest_in_registry, download
 from penstock.model_registry import URI_SCHEME, version_uri
 from penstock.recipe import Recipe
-from penstock.stages.train import MODEL, check_model, check_stored
 from penstock.store import Store
 from penstock.tracking import Tracker
 
+# The folder of a training's result that holds the model.
+MODEL = "model"
 _LOOK_S = 0.25
 
 
@@ -108,3 +117,38 @@ def _fetch(model: ModelVersion, recipe: Recipe, store: Store, folder: Path) -> N
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(staged, folder)
         staged.parent.rmdir()
+
+
+def check_model(folder: Path, digest: str | None = None) -> Path:
+    """The same folder, once every file in it is found to be what was trained.
+
+    Args:
+        folder: A model's files, with their manifest.
+        digest: Of the manifest, so that a manifest rewritten with the files is found too.
+
+    Raises:
+        StoreError: A file is missing, or is not what it was.
+    """
+    damaged = damaged_files(folder)
+    if not damaged and digest is not None and file_digest(folder / MANIFEST) != digest:
+        damaged = [MANIFEST]
+    _refuse_damaged(str(folder), damaged)
+    return folder
+
+
+def check_stored(store: Store, model: ModelVersion) -> None:
+    """Read all of a registered version where it is kept, to know that it is what was tested.
+
+    Raises:
+        StoreError: A file is missing, or is not what it was.
+    """
+    _refuse_damaged(store.url(model.path), store.damaged(model.path, model.digest))
+
+
+def _refuse_damaged(place: str, damaged: Sequence[str]) -> None:
+    if damaged:
+        raise StoreError(
+            f"{place} is damaged: {', '.join(damaged)}.",
+            "Train it again: penstock run --force train. If it serves and comes out otherwise, "
+            "go back to another version: penstock model rollback",
+        )

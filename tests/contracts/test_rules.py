@@ -172,6 +172,15 @@ def test_a_model_from_scratch_has_no_tokenizer_yet_and_a_hub_name_needs_its_comm
         rule("tokens", max=5, tokenizer="org/model")
 
 
+def test_a_registered_version_is_named_as_the_base_and_not_as_a_tokenizer():
+    base = {"train": RECIPE.train.model_copy(update={"base": "models:/tiny/1"})}
+    adapter = registry.resolve("rules", "tokens")
+    made = adapter(adapter.Options(max=5), RECIPE.model_copy(update=base))
+    assert made.identity == "models:/tiny/1"
+    with pytest.raises(ValidationError, match=r"taken from `train\.base` only"):
+        rule("tokens", max=5, tokenizer="models:/tiny/1")
+
+
 def chat(*roles):
     return [{"role": role, "content": f"{role} speaks"} for role in roles]
 

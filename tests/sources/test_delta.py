@@ -2,13 +2,16 @@ import json
 import shutil
 from datetime import UTC, date, datetime, timedelta
 
+import boto3
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from pydantic import ValidationError
 
+import s3_server
 from ingest_project import IngestProject
 from penstock.errors import SourceError
+from penstock.sources import formats, lines
 from penstock.sources.base import ORIGIN
 from penstock.sources.delta import DeltaSource
 
@@ -209,6 +212,16 @@ def test_partitions_and_columns_that_came_later_are_whole(foreign):
     }
 
 
+def test_along_a_cursor_too_partitions_and_columns_that_came_later_are_whole(foreign):
+    first = pa.table({"id": [1, 2], "word": ["a b/c", None]})
+    foreign.write(first, partition_by=["word"])
+    foreign.write(pa.table({"id": [3], "word": ["ü%"], "n": [7]}), schema_mode="merge")
+    run = project(foreign, cursor="id", key="id")
+    run.ingest()
+    rows = {row["id"]: (row["word"], row["n"]) for row in run.rows()}
+    assert rows == {1: ("a b/c", None), 2: (None, None), 3: ("ü%", 7)}
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
 def test_a_damaged_data_file_is_named_and_commits_nothing(foreign, damage):
     foreign.append(*range(1000))
@@ -355,6 +368,81 @@ def test_a_table_of_penstocks_own_columns_is_refused(foreign):
     foreign.write(pa.table({"_row_id": ["x"]}))
     with pytest.raises(SourceError, match="'_row_id' is reserved"):
         source(foreign).snapshot()
+
+
+# 200 rows of 100 kB, which their file says once.
+LONG = pa.table({"id": range(200), "text": ["x" * 100_000] * 200})
+
+
+@pytest.mark.parametrize("options", [{}, {"cursor": "id", "key": "id"}], ids=["files", "cursor"])
+def test_a_long_text_that_is_said_once_is_read_in_small_batches(foreign, monkeypatch, options):
+    monkeypatch.setattr(formats, "BATCH_BYTES", 1 << 20)
+    foreign.write(LONG)
+    one = source(foreign, **options)
+    batches = list(one.read(one.snapshot()[0]))
+    assert max(batch.nbytes for batch in batches) < 6 << 20
+    assert [i for batch in batches for i in batch["id"].to_pylist()] == list(range(200))
+    assert {text for batch in batches for text in batch["text"].to_pylist()} == {"x" * 100_000}
+
+
+@pytest.mark.parametrize("options", [{}, {"cursor": "id", "key": "id"}], ids=["files", "cursor"])
+def test_a_table_that_unpacks_without_end_is_refused(foreign, monkeypatch, options):
+    monkeypatch.setattr(lines, "NO_BOMB_BYTES", 1 << 20)
+    monkeypatch.setattr(formats, "BATCH_BYTES", 1 << 20)
+    foreign.write(LONG)
+    with pytest.raises(SourceError, match="unpacks to more than") as error:
+        ids_of(source(foreign, max_expansion=2, **options))
+    assert "max_expansion" in error.value.hint
+    assert ids_of(source(foreign, max_expansion=1e6, **options)) == list(range(200))
+
+
+@pytest.fixture(scope="module")
+def lake():
+    with s3_server.running():
+        boto3.client("s3").create_bucket(Bucket="lake")
+        yield "s3://lake"
+
+
+@pytest.mark.parametrize("options", [{}, {"cursor": "id", "key": "id"}], ids=["files", "cursor"])
+def test_a_table_in_s3_is_read_like_one_in_a_folder(lake, tmp_path, options):
+    uri = f"{lake}/{len(options)}/events"
+
+    def write(*ids):
+        table = pa.table({"id": list(ids), "text": [f"t{i}" for i in ids]})
+        write_deltalake(uri, table, mode="append", storage_options={"allow_http": "true"})
+
+    run = IngestProject(tmp_path, type="delta", uri=uri, **options)
+    with pytest.raises(SourceError, match=f"no Delta table at '{uri}'"):
+        run.ingest()
+    write(1, 2)
+    assert run.ingest()[1]["rows"] == {"out": 2, "total": 2}
+    assert run.ingest()[0] == "hit"
+    write(3)
+    assert run.ingest()[1]["rows"] == {"out": 1, "total": 3}
+    assert sorted(run.column("id")) == [1, 2, 3]
+    assert run.column(ORIGIN)[0].startswith("events")
+
+
+def test_a_data_file_that_is_gone_from_s3_is_named_and_commits_nothing(lake, tmp_path):
+    uri = f"{lake}/gone/events"
+    table = pa.table({"id": [1]})
+    write_deltalake(uri, table, storage_options={"allow_http": "true"})
+    client = boto3.client("s3")
+    found = client.list_objects_v2(Bucket="lake", Prefix="gone/events/part")["Contents"]
+    client.delete_object(Bucket="lake", Key=found[0]["Key"])
+    run = IngestProject(tmp_path, type="delta", uri=uri)
+    with pytest.raises(SourceError, match=r"part-.*parquet"):
+        run.ingest()
+    assert run.rows() == []
+
+
+def test_a_store_that_is_down_is_told_without_the_secret(lake, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    options = {"max_retries": "0", "retry_timeout": "1s"}
+    one = DeltaSource(DeltaSource.Options(uri=f"{lake}/x", storage_options=options), tmp_path)
+    with pytest.raises(SourceError, match="cannot be read") as error:
+        one.snapshot()
+    assert "hush-hush" not in str(error.value)
 
 
 @pytest.mark.slow

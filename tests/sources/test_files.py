@@ -6,6 +6,7 @@ import tracemalloc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from penstock.errors import SourceError
 from penstock.recipe import canonical
@@ -226,6 +227,26 @@ def test_another_encoding_is_recoded(tmp_path):
     assert rows == [{"instruction": "naïve", "_origin": "a.csv:2"}]
     with pytest.raises(ValueError, match="not an encoding that Python knows"):
         source(tmp_path, encoding="utf-17")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "gs://lake/*.jsonl",
+        "az://lake/a.csv",
+        "https://example.com/a.jsonl",
+        "s3a://l/a",
+        "S3://l/a",
+    ],
+)
+def test_an_address_that_is_not_known_is_refused_with_those_that_are(tmp_path, path):
+    with pytest.raises(ValidationError, match=r"out of reach: valid are paths .* s3:// URLs"):
+        source(tmp_path, ["a.jsonl", path])
+
+
+def test_a_path_with_a_colon_is_a_path(tmp_path):
+    write(tmp_path, "a:b.jsonl")
+    assert source(tmp_path, "a:b.jsonl").snapshot()[0].label == "a:b.jsonl"
 
 
 def test_types_settle_what_inference_would_decide(tmp_path):

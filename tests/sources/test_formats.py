@@ -1,5 +1,6 @@
 import io
 import json
+import math
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -204,6 +205,15 @@ def test_parquet_dictionaries_become_plain_values():
     table = pa.table({"a": pa.array(["x", "y"]).dictionary_encode()})
     (batch,) = read_parquet(parquet_file(table), "f")
     assert batch.schema.field("a").type == pa.string()
+
+
+def test_what_is_no_number_stays_a_value_in_parquet_and_is_no_null():
+    table = pa.table({"a": [1.0, math.nan, math.inf, -math.inf, None]})
+    rows, letters = split(read_parquet(parquet_file(table), "f"))
+    values = [row["a"] for row in rows]
+    assert math.isnan(values[1])
+    assert values[2:] == [math.inf, -math.inf, None]
+    assert letters == []
 
 
 def test_parquet_batches_of_long_rows_have_few_rows(monkeypatch):

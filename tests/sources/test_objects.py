@@ -100,6 +100,16 @@ def test_an_object_that_changed_or_went_since_it_was_pinned_is_refused(bucket):
         list(made.read(unit))
 
 
+def test_what_only_marks_a_folder_is_passed_over(bucket):
+    bucket.put_object(Bucket="lake", Key="in/", Body=b"")
+    bucket.put_object(Bucket="lake", Key="in/deep/", Body=b"")
+    put(bucket, "in/a.jsonl", {"n": 1})
+    for glob in ("s3://lake/in/*", "s3://lake/in/**/*"):
+        assert [unit.label for unit in source(glob).snapshot()] == ["s3://lake/in/a.jsonl"]
+    with pytest.raises(SourceUnavailable, match="No object matches"):
+        source("s3://lake/in/deep/*").snapshot()
+
+
 def test_what_is_not_there_is_said_and_an_empty_object_is_passed_over(bucket):
     bucket.put_object(Bucket="lake", Key="empty.jsonl", Body=b"")
     with pytest.raises(SourceUnavailable, match=r"nothing in s3://lake/empty\.jsonl"):

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 from datetime import UTC, datetime, timedelta
 
@@ -253,6 +254,51 @@ def test_other_pages_for_ever_end_at_the_limit(tmp_path):
         source(api, tmp_path, max_pages=5).snapshot()
 
 
+@pytest.mark.parametrize("options", [{}, CURSOR], ids=["whole", "cursor"])
+def test_the_same_empty_page_for_ever_is_noticed_on_its_second_time(tmp_path, options):
+    def answer(handler, _):
+        send_json(handler, {"data": [], "next": f"{api.url}/rows"})
+
+    with serving(answer=answer) as api:
+        with pytest.raises(SourceError, match="page 2 is page 1") as error:
+            source(api, tmp_path, **options).snapshot()
+        assert "paginator" in error.value.hint
+        assert len(api.requests) == 2
+
+
+def test_an_empty_page_at_the_end_that_leads_to_itself_is_noticed(tmp_path):
+    def answer(handler, query):
+        rows = [] if "page" in query else [row(1)]
+        send_json(handler, {"data": rows, "next": f"{api.url}/rows?page=2"})
+
+    with serving(answer=answer) as api:
+        with pytest.raises(SourceError, match="page 3 is page 2"):
+            source(api, tmp_path).snapshot()
+        assert len(api.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "paging",
+    [
+        {},
+        {
+            "paginator": "cursor",
+            "paginator_options": {"cursor_path": "next", "cursor_param": "page"},
+        },
+    ],
+    ids=["links", "cursor"],
+)
+def test_different_pages_without_rows_are_no_loop(tmp_path, paging):
+    def answer(handler, query):
+        page = int(query.get("page", 1))
+        following = page + 1 if paging else f"{api.url}/rows?page={page + 1}"
+        rows = [row(page)] if page in (1, 5) else []
+        send_json(handler, {"data": rows, "next": following if page < 5 else None})
+
+    with serving(answer=answer) as api:
+        assert [r["id"] for r in rows_of(source(api, tmp_path, **paging))] == [1, 5]
+
+
 @pytest.mark.parametrize(
     ("body", "selector", "message"),
     [
@@ -279,6 +325,38 @@ def test_a_page_counter_that_the_api_does_not_send_is_told(tmp_path):
         pytest.raises(SourceError, match="does not say which page comes next"),
     ):
         source(api, tmp_path, paginator="offset", paginator_options={"limit": 1}).snapshot()
+
+
+@pytest.mark.parametrize("null_cursor", ["refuse", "leave_out"])
+def test_along_a_cursor_too_rows_that_are_no_objects_become_dead_letters(tmp_path, null_cursor):
+    body = {"data": [row(1), "text", None, [2], row(3)], "next": None}
+    with serving(answer=lambda handler, _: send_json(handler, body)) as api:
+        run = project(api, tmp_path, **CURSOR, null_cursor=null_cursor)
+        _, summary = run.ingest()
+        assert run.ingest()[0] == "hit"
+    assert summary["dead_letters"] == 3
+    assert run.column("id") == [1, 3]
+    assert {(one["excerpt"], one["reason"]) for one in run.dead_letters()} == {
+        ('"text"', "expected an object, got str"),
+        ("null", "expected an object, got NoneType"),
+        ("[2]", "expected an object, got list"),
+    }
+
+
+@pytest.mark.parametrize("options", [{}, CURSOR], ids=["whole", "cursor"])
+def test_what_is_no_number_makes_a_dead_letter_of_its_row_as_in_json_lines(tmp_path, options):
+    rows = [row(1), row(2) | {"x": math.nan}, row(3) | {"y": [{"z": -math.inf}]}, row(4)]
+    body = {"data": rows, "next": None}
+    with serving(answer=lambda handler, _: send_json(handler, body)) as api:
+        run = project(api, tmp_path, **options)
+        run.ingest()
+        rows.append(row(5, seconds=1))
+        run.ingest()
+    expected = [1, 4, 1, 4, 5] if not options else [1, 4, 5]
+    assert run.column("id") == expected
+    reasons = [one["reason"] for one in run.dead_letters()]
+    assert reasons[:2] == ["NaN is not JSON", "-Infinity is not JSON"]
+    assert len(reasons) == (4 if not options else 2)
 
 
 def test_rows_that_are_no_objects_become_dead_letters(tmp_path):

@@ -1,11 +1,16 @@
 import json
+import math
 import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from penstock.errors import RecipeError, SourceError, ValidationFailed
+from penstock.errors import LedgerError, RecipeError, SourceError, ValidationFailed
+from penstock.ledger import ModelVersion
 from penstock.pipeline import open_pipeline
 from penstock.stages.validate import QUARANTINE, expectations, valid_tables
+from penstock.tokenizer import train_tokenizer
 
 # Importing Great Expectations takes seconds.
 slow = pytest.mark.slow
@@ -461,6 +466,36 @@ RULES = RECIPE.replace("  expectations: EXPECTATIONS\n", "  rules: EXPECTATIONS\
 
 
 @slow
+def test_what_is_no_number_lies_in_no_range(project):
+    scores = [0.5, math.nan, 7.0, None, 1.0]
+    table = pa.table({"instruction": [f"question {i}" for i in range(5)], "score": scores})
+    pq.write_table(table, project.folder / "data" / "a.parquet")
+    project.set(max_bad_rows=0.5)
+    _, summary = project.validate()
+    assert summary["rows"] == {"in": 5, "quarantined": 2, "out": 3}
+    assert project.asked() == ["question 0", "question 3", "question 4"]
+    assert [(row["value"], "score" in row["rule"]) for row in project.quarantine()] == [
+        ("nan", True),
+        ("7.0", True),
+    ]
+
+
+@slow
+def test_a_row_that_is_no_number_counts_where_a_range_need_only_mostly_hold(project):
+    table = pa.table({"instruction": [f"question {i}" for i in range(4)], "score": [0.5] * 4})
+    table = table.append_column("n", pa.array([1.0, 1.0, math.nan, None]))
+    pq.write_table(table, project.folder / "data" / "a.parquet")
+    rule = (
+        "[{name: expect_column_values_to_be_between, kwargs: {column: n, max_value: 2, mostly: M}}]"
+    )
+    project.set(expectations=rule.replace("M", "0.9"))
+    with pytest.raises(ValidationFailed, match="such as 'nan'"):
+        project.validate()
+    project.set(expectations=rule.replace("M", "0.7"))
+    _, summary = project.validate()
+    assert summary["rows"]["quarantined"] == 1
+
+
 def test_rules_about_rows_hold_rows_back_beside_the_expectations(project):
     rules = "[{type: encoding, columns: [instruction]}]"
     project.set(text=RULES, expectations=rules, max_bad_rows=0.9)
@@ -493,6 +528,41 @@ def test_a_recipe_without_rules_keeps_its_tables_and_another_rule_makes_new_ones
     assert valid_tables(project.open().recipe) == before
     project.set(text=RULES, expectations="[encoding]")
     assert valid_tables(project.open().recipe) != before
+
+
+REGISTERED_BASE = """
+name: demo
+sources:
+  files: {type: files, paths: data/*}
+validate:
+  not_null: []
+  length: {}
+  range: {}
+  rules:
+    - tokens: {columns: [instruction], max: 4}
+  max_bad_rows: 0.9
+train:
+  base: models:/tiny/1
+evaluate:
+  tasks: [word_order]
+gate:
+  min: {word_order: 0.6}
+"""
+
+
+def test_tokens_are_counted_with_the_tokenizer_of_a_registered_base(project):
+    project.set(text=REGISTERED_BASE)
+    project.jsonl("a.jsonl", good(1, instruction="word"), good(2, instruction="word " * 9))
+    with pytest.raises(LedgerError, match="no version 1 of model 'tiny'"):
+        project.validate()
+    pipeline = open_pipeline(project.folder / "recipe.yaml")
+    train_tokenizer(["some word to learn"] * 20, 300, None, pipeline.store.root / "tiny-1")
+    pipeline.ledger.add_model(ModelVersion("tiny", 1, "f" * 64, "d" * 64, "tiny-1", "run", ""))
+    pipeline.ledger.close()
+    _, summary = project.validate()
+    assert summary["rows"] == {"in": 2, "quarantined": 1, "out": 1}
+    assert project.asked() == ["word"]
+    assert "tokens" in project.quarantine()[0]["value"]
 
 
 def test_a_mistake_in_a_rule_is_reported_with_its_place(project):

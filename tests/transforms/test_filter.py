@@ -1,3 +1,5 @@
+import math
+
 import pyarrow as pa
 import pytest
 
@@ -43,6 +45,14 @@ def test_low_quality_is_removed_and_unknown_quality_is_not_judged():
     assert kept == ["0", "2"]
     assert [(entry["reason"], entry["evidence"]) for entry in removed] == [
         ("q is below 0.5", "0.49")
+    ]
+
+
+def test_a_score_that_is_no_number_is_removed_like_a_low_one():
+    kept, removed = run([row(q=0.5), row(q=math.nan), row(q=math.inf)], min_quality=0.5)
+    assert kept == ["0", "2"]
+    assert [(entry["_row_id"], entry["reason"], entry["evidence"]) for entry in removed] == [
+        ("1", "q is below 0.5", "nan")
     ]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from penstock.contracts.base import Finding, Rule
 from penstock.errors import RecipeError
@@ -23,6 +24,7 @@ from penstock.transforms.base import ROW_ID
 
 _PIECE_ROWS = 100_000
 _EXAMPLES = 20
+_RANGE = "expect_column_values_to_be_between"
 _PLACE = "penstock_rule"  # where a rule stands in the contract, in GX's metadata
 
 
@@ -105,6 +107,7 @@ class GreatExpectationsContract:
         for result in outcome.results:
             i = result.expectation_config.meta[_PLACE]
             _add(findings[i], result, piece.num_rows)
+            _add_nan(findings[i], piece)
             self._merge(source, self._rules[i], findings[i], result)
 
     def _merge(self, source: str, rule: Rule, finding: Finding, result: Any) -> None:
@@ -179,6 +182,21 @@ def _add(finding: Finding, result: Any, num_rows: int) -> None:
         value = {key: item for key, item in row.items() if key != ROW_ID}
         shown = next(iter(value.values())) if len(value) == 1 else value
         finding.failing[str(row[ROW_ID])] = _text(shown)
+
+
+def _add_nan(finding: Finding, piece: pa.Table) -> None:
+    """NaN lies in no range; pandas, and so GX, takes it for a null, which it passes over."""
+    rule = finding.rule
+    # Under a condition only GX knows which rows are meant.
+    if rule.name != _RANGE or "row_condition" in rule.kwargs:
+        return
+    column = piece[rule.column]
+    if not pa.types.is_floating(column.type):
+        return
+    rows = piece[ROW_ID].filter(pc.is_nan(column))
+    finding.failing |= dict.fromkeys(rows.to_pylist(), "nan")
+    share = 1 - len(finding.failing) / max(1, finding.num_rows)
+    finding.is_met = finding.is_met and share >= rule.kwargs.get("mostly", 1.0)
 
 
 def _text(value: Any) -> str:

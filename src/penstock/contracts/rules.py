@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from penstock.artifacts import digest_of, file_digest
 from penstock.errors import RecipeError
-from penstock.recipe import Recipe, Section
+from penstock.recipe import Recipe, Section, registered
 from penstock.tokenizer import load_tokenizer
 from penstock.transforms import pii, repetition
 
@@ -126,6 +126,11 @@ class TokensOptions(TextOptions):
     def _ordered(self) -> TokensOptions:
         if self.min > self.max:
             raise ValueError(f"min {self.min} is above max {self.max}")
+        if (self.tokenizer or "").startswith("models:"):
+            raise ValueError(
+                f"tokenizer is {self.tokenizer!r}: that of a registered version is taken from "
+                "`train.base` only; leave `tokenizer` out, or name a folder"
+            )
         return self
 
 
@@ -138,6 +143,8 @@ class Tokens:
     def __init__(self, options: TokensOptions, recipe: Recipe) -> None:
         self._options = options
         self.columns = options.columns
+        self._tokenizer: Any = None
+        self._hub_revision: str | None = None
         name, revision = options.tokenizer, None
         if name is None:
             name, revision = recipe.train.base, recipe.train.base_revision
@@ -147,6 +154,10 @@ class Tokens:
                 "only trained later, on the rows that are valid.",
                 "Name one under `tokenizer`, or bound characters with `validate.length`.",
             )
+        if registered(name) is not None:
+            # Its files are the same for good, and only looked for when there are rows.
+            self.identity = self._location = name
+            return
         folder = (recipe.folder / name).resolve()
         if not folder.is_dir() and revision is None:
             name, _, revision = name.partition("@")
@@ -159,7 +170,6 @@ class Tokens:
         self._location = str(folder) if folder.is_dir() else name
         self._hub_revision = None if folder.is_dir() else revision
         self.identity = _digest(folder) if folder.is_dir() else f"{name}@{revision}"
-        self._tokenizer: Any = None
 
     def faults(self, rows: pa.Table) -> pl.Series:
         """Rows that are too short or too long."""

@@ -25,6 +25,7 @@ from penstock.errors import SourceError
 from penstock.recipe import Place, Section
 
 __all__ = [
+    "EXCERPT_CHARACTERS",
     "OFFSET",
     "ORIGIN",
     "RESERVED",
@@ -120,6 +121,9 @@ class DeadLetter:
     excerpt: str = ""
     offset: int | None = None
 
+
+# How much of what could not be turned into a row is kept for a person to look at.
+EXCERPT_CHARACTERS = 200
 
 # What reading yields.
 Piece: TypeAlias = pa.RecordBatch | DeadLetter

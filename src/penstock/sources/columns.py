@@ -17,10 +17,14 @@ from typing import Any
 import pyarrow as pa
 
 from penstock.errors import SourceError
-from penstock.sources.base import OFFSET, ORIGIN, DeadLetter, refuse_reserved
+from penstock.sources.base import (
+    EXCERPT_CHARACTERS,
+    OFFSET,
+    ORIGIN,
+    DeadLetter,
+    refuse_reserved,
+)
 from penstock.sources.shapes import MAX_FIELDS, SCALARS, WORDS, Misfit, Shape, TooManyKeys
-
-EXCERPT_CHARACTERS = 200
 
 _FLAT = {*SCALARS, type(None)}
 _CONVERSION_ERRORS = (pa.ArrowException, OverflowError, UnicodeEncodeError, ValueError, TypeError)

@@ -129,6 +129,19 @@ def position_of(kind: Kind, value: Any, column: str, label: str) -> int:
     return position
 
 
+def unsettled(kind: Kind, settle_s: float) -> int | None:
+    """The position from which on nothing counts yet, by this machine's clock; None if all does.
+
+    Args:
+        kind: Of the cursor; only times and dates settle.
+        settle_s: How old a time must be to count.
+    """
+    if kind is INTEGERS:
+        return None
+    time = datetime.now(UTC) - timedelta(seconds=settle_s)
+    return kind.position(time.date() if kind is DATES else time)
+
+
 def plain(value: Any) -> Any:
     """A database's value as one that ``ColumnTypes`` knows.
 

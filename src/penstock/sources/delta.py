@@ -9,10 +9,10 @@ better read along a ``cursor``.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import unquote
@@ -29,7 +29,6 @@ from penstock.sources.base import (
     ORIGIN,
     ROW_KEY,
     AnyOptions,
-    DeadLetter,
     Options,
     Piece,
     Place,
@@ -37,7 +36,8 @@ from penstock.sources.base import (
     refuse_reserved,
 )
 from penstock.sources.cursors import Columns, Kind
-from penstock.sources.formats import BATCH_ROWS, read_parquet
+from penstock.sources.formats import read_parquet
+from penstock.sources.lines import MAX_EXPANSION, MaxExpansion, allowed_bytes
 from penstock.tables import conform
 
 # What a table may ask of its readers that we do as well.
@@ -70,6 +70,8 @@ class DeltaOptions(Options):
     settle_s: Annotated[float, Place()] = Field(
         5.0, ge=0, description="How old a time in the cursor must be to count."
     )
+
+    max_expansion: MaxExpansion = MAX_EXPANSION
 
     @model_validator(mode="after")
     def _cursor_fits(self) -> DeltaOptions:
@@ -157,8 +159,8 @@ class DeltaSource:
         for file in files:
             row = 0
             with self._data_file(filesystem, file) as handle:
-                for batch in read_parquet(handle, f"{self._label}/{file.path}"):
-                    assert not isinstance(batch, DeadLetter), "Parquet has rows only"
+                allowed = allowed_bytes(handle.size(), self._options.max_expansion)
+                for batch in read_parquet(handle, f"{self._label}/{file.path}", allowed):
                     places = range(row, row + batch.num_rows)
                     row += batch.num_rows
                     names = [f"{prefix}{file.path}:{place}" for place in places]
@@ -178,7 +180,7 @@ class DeltaSource:
         from deltalake import DeltaTable
         from deltalake.exceptions import TableNotFoundError
 
-        options = dict(self._options.storage_options) or None
+        options = self._storage_options()
         try:
             newest = DeltaTable(self._uri, storage_options=options)
         except TableNotFoundError as error:
@@ -213,8 +215,18 @@ class DeltaSource:
         import pyarrow.fs
         from deltalake.fs import DeltaStorageHandler
 
-        options = dict(self._options.storage_options) or None
-        return pyarrow.fs.PyFileSystem(DeltaStorageHandler(self._uri, options))
+        return pyarrow.fs.PyFileSystem(DeltaStorageHandler(self._uri, self._storage_options()))
+
+    def _storage_options(self) -> dict[str, str] | None:
+        """The recipe's, and leave to speak plain HTTP with a store that is addressed by it.
+
+        Delta asks for that leave apart, where other S3 clients go by the address.
+        """
+        options = dict(self._options.storage_options)
+        endpoint = options.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL", "")
+        if self._uri.startswith("s3") and endpoint.startswith("http://"):
+            options.setdefault("allow_http", "true")
+        return options or None
 
     def _commit(self, version: int) -> list[dict[str, Any]] | None:
         """The actions of one commit; None if the log no longer has it."""
@@ -361,22 +373,24 @@ class _Along:
 
     def __init__(self, table: Any, options: DeltaOptions, label: str) -> None:
         self._data = table.to_pyarrow_dataset()
+        self._schema = _schema(table)
+        self._files = {file.path: file for file in _files(table)}
         self._options = options
         self._label = label
         self._column = str(options.cursor)
         for name in (self._column, *options.key):
-            if name not in self._data.schema.names:
+            if name not in self._schema.names:
                 raise SourceError(
-                    f"{label} has no column {name!r}.{did_you_mean(name, self._data.schema.names)}",
+                    f"{label} has no column {name!r}.{did_you_mean(name, self._schema.names)}",
                     "Mend `cursor` or `key` in the recipe.",
                 )
-        self._kind = _kind_of(self._data.schema.field(self._column).type, self._column, label)
+        self._kind = _kind_of(self._type, self._column, label)
 
     def settled_position(self) -> int | None:
         """How far the cursor has come; None while there is no row."""
         low, high = None, None
         num_null = 0
-        settled = self._settled()
+        settled = cursors.unsettled(self._kind, self._options.settle_s)
         for batch in self._data.to_batches(columns=[self._column]):
             column = batch[self._column]
             num_null += column.null_count
@@ -405,18 +419,27 @@ class _Along:
         high = pa.scalar(self._kind.value(upto + 1 if self._kind.steps else upto), self._type)
         seen: set[int] = set()
         # A filter that is a little too wide, so that the files' statistics can be used.
-        for batch in self._data.to_batches(
-            filter=(field >= low) & (field <= high), batch_size=BATCH_ROWS
-        ):
+        for batch in self._matching((field >= low) & (field <= high)):
             positions = self._positions(batch[self._column])
             inside = pc.and_(pc.greater(positions, after), pc.less_equal(positions, upto))
             batch = batch.filter(inside)
             if batch.num_rows:
                 yield self._keyed(batch, positions.filter(inside), seen)
 
+    def _matching(self, wanted: pc.Expression) -> Iterator[pa.RecordBatch]:
+        """The row groups that may hold wanted rows; a dataset would unpack each at once."""
+        for fragment in self._data.get_fragments(wanted):
+            file = self._files[fragment.path]
+            groups = [group.id for group in fragment.subset(wanted).row_groups]
+            with self._data.filesystem.open_input_file(fragment.path) as handle:
+                allowed = allowed_bytes(handle.size(), self._options.max_expansion)
+                label = f"{self._label}/{file.path}"
+                for batch in read_parquet(handle, label, allowed, groups):
+                    yield _whole(batch, file, self._schema, self._label)
+
     @property
     def _type(self) -> pa.DataType:
-        return self._data.schema.field(self._column).type
+        return self._schema.field(self._column).type
 
     def _keyed(self, batch: pa.RecordBatch, positions: pa.Array, seen: set[int]) -> pa.RecordBatch:
         keys = batch.select(self._options.key).to_pylist()
@@ -446,13 +469,6 @@ class _Along:
         if pa.types.is_date(self._type):
             return column.cast(pa.date32()).cast(pa.int32()).cast(pa.int64())
         return column.cast(pa.int64())
-
-    def _settled(self) -> int | None:
-        """The position from which on nothing counts yet; None if all does."""
-        if self._kind is cursors.INTEGERS:
-            return None
-        time = datetime.now(UTC) - timedelta(seconds=self._options.settle_s)
-        return self._kind.position(time.date() if self._kind is cursors.DATES else time)
 
 
 def _kind_of(type_: pa.DataType, column: str, label: str) -> Kind:

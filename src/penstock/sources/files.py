@@ -12,6 +12,7 @@ import codecs
 import difflib
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO, ClassVar, Literal, cast
@@ -22,7 +23,17 @@ from penstock.errors import SourceError, SourceUnavailable
 from penstock.sources import objects
 from penstock.sources.base import AnyOptions, DeadLetter, Options, Piece, Place, Unit
 from penstock.sources.formats import csv_kinds, read_csv, read_jsonl, read_parquet
-from penstock.sources.lines import DigestingFile, as_utf8, compression, plain_chunks
+from penstock.sources.lines import (
+    MAX_EXPANSION,
+    DigestingFile,
+    MaxExpansion,
+    allowed_bytes,
+    as_utf8,
+    bounded,
+    compression,
+    plain_chunks,
+)
+from penstock.sources.shapes import KINDS
 
 Format = Literal["jsonl", "csv", "parquet"]
 _SUFFIXES: dict[str, Format] = {
@@ -31,11 +42,11 @@ _SUFFIXES: dict[str, Format] = {
     ".csv": "csv",
     ".parquet": "parquet",
 }
-_KINDS: dict[str, type] = {"string": str, "number": float, "boolean": bool}
 
 # After so many bad lines and no good one, the file is not what its name says.
 HOPELESS_AFTER = 10_000
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _WHERE = "Paths are relative to the recipe's folder."
 
 
@@ -61,6 +72,20 @@ class FilesOptions(Options):
         default_factory=dict,
         description="Columns of JSON Lines and CSV whose type is not to be inferred.",
     )
+
+    max_expansion: MaxExpansion = MAX_EXPANSION
+
+    @field_validator("paths")
+    @classmethod
+    def _are_within_reach(cls, value: list[str]) -> list[str]:
+        for path in value:
+            if _URL.match(path) and not path.startswith(objects.SCHEME):
+                raise ValueError(
+                    f"{path!r} is out of reach: valid are paths on this machine and s3:// URLs. "
+                    "Copy or mount it here, or have the store speak S3's protocol (set "
+                    "AWS_ENDPOINT_URL and write s3://BUCKET/KEY)"
+                )
+        return value
 
     @field_validator("encoding")
     @classmethod
@@ -134,19 +159,23 @@ class FilesSource:
     ) -> Iterator[Piece]:
         """A file's pieces, read through ``digesting`` where once from front to back will do."""
         format_ = self._format(label)
-        kinds = {name: _KINDS[word] for name, word in self._options.types.items()}
+        allowed = allowed_bytes(file.seek(0, os.SEEK_END), self._options.max_expansion)
+        file.seek(0)
+        kinds = {name: KINDS[word] for name, word in self._options.types.items()}
         if format_ == "jsonl":
-            yield from read_jsonl(self._text(digesting, label), label, kinds)
+            yield from read_jsonl(self._text(digesting, label, allowed), label, kinds)
         elif format_ == "csv":
             delimiter = self._options.delimiter
-            kinds = csv_kinds(self._text(file, label), label, delimiter) | kinds
+            kinds = csv_kinds(self._text(file, label, allowed), label, delimiter) | kinds
             file.seek(0)
-            yield from read_csv(self._text(digesting, label), label, delimiter, kinds)
+            text = self._text(digesting, label, allowed)
+            yield from read_csv(text, label, delimiter, kinds)
         else:
-            yield from read_parquet(file, label)
+            yield from read_parquet(file, label, allowed)
 
-    def _text(self, file: BinaryIO | DigestingFile, label: str) -> Iterator[bytes]:
-        return as_utf8(plain_chunks(file, label), self._options.encoding, label)
+    def _text(self, file: BinaryIO | DigestingFile, label: str, allowed: int) -> Iterator[bytes]:
+        chunks = bounded(plain_chunks(file, label), allowed, label)
+        return as_utf8(chunks, self._options.encoding, label)
 
     def _format(self, label: str) -> Format:
         """The format to read a file as.

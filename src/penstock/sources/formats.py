@@ -17,9 +17,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from penstock.errors import SourceError
-from penstock.sources.base import ORIGIN, DeadLetter, Piece, refuse_reserved
-from penstock.sources.columns import EXCERPT_CHARACTERS, ColumnTypes, printable
-from penstock.sources.lines import MAX_LINE_BYTES, refuse_binary, split_lines
+from penstock.sources.base import (
+    EXCERPT_CHARACTERS,
+    ORIGIN,
+    DeadLetter,
+    Piece,
+    refuse_reserved,
+)
+from penstock.sources.columns import ColumnTypes, printable
+from penstock.sources.lines import (
+    MAX_LINE_BYTES,
+    NO_BOMB_BYTES,
+    refuse_binary,
+    refuse_bomb,
+    split_lines,
+)
 from penstock.sources.shapes import SCALARS, WORDS
 
 BATCH_ROWS = 10_000
@@ -298,16 +310,32 @@ def _typed(batch: pa.RecordBatch, kinds: Mapping[str, type]) -> Iterator[Piece]:
         yield pa.RecordBatch.from_pydict(columns)
 
 
-def read_parquet(file: BinaryIO, label: str) -> Iterator[Piece]:
+def read_parquet(
+    file: BinaryIO,
+    label: str,
+    allowed: int = NO_BOMB_BYTES,
+    groups: Sequence[int] | None = None,
+) -> Iterator[pa.RecordBatch]:
     """Rows of a Parquet file, with the types it declares.
 
+    Args:
+        file: Open to be read from anywhere.
+        label: The file's, for origins.
+        allowed: How many bytes the rows may be.
+        groups: Only these row groups.
+
     Raises:
-        SourceError: It is not a whole Parquet file, or has a column of a reserved name.
+        SourceError: It is not a whole Parquet file, or has a column of a reserved name, or
+            unpacks to more than is allowed.
     """
     try:
-        with pq.ParquetFile(file, pre_buffer=False) as parquet:
+        with pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True) as parquet:
             refuse_reserved(parquet.schema_arrow.names, label)
-            yield from _parquet_batches(parquet, label)
+            if groups is None:
+                groups = range(parquet.num_row_groups)
+            rows = _at_once(file, [parquet.metadata.row_group(i) for i in groups])
+            steps = parquet.iter_batches(batch_size=rows, row_groups=list(groups))
+            yield from _parquet_batches(steps, label, allowed)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
             f"{label}: not a whole Parquet file: {error}",
@@ -315,22 +343,85 @@ def read_parquet(file: BinaryIO, label: str) -> Iterator[Piece]:
         ) from error
 
 
-def _parquet_batches(parquet: pq.ParquetFile, label: str) -> Iterator[pa.RecordBatch]:
-    """Batches no larger than the limit, going by the file's average row."""
-    groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
-    num_bytes = sum(group.total_byte_size for group in groups)
-    fitting = BATCH_BYTES * parquet.metadata.num_rows // max(num_bytes, 1)
-    row = 1
-    for batch in parquet.iter_batches(batch_size=max(1, min(BATCH_ROWS, fitting))):
+def _parquet_batches(
+    steps: Iterable[pa.RecordBatch], label: str, allowed: int
+) -> Iterator[pa.RecordBatch]:
+    row, num_bytes = 1, 0
+    for batch in _joined(map(_decoded, steps)):
+        num_bytes += batch.nbytes
+        refuse_bomb(num_bytes, allowed, label)
+        # Arrow trusts a file that its text is UTF-8.
+        batch.validate(full=True)
         origins = [f"{label}:{place}" for place in range(row, row + batch.num_rows)]
         row += batch.num_rows
-        columns = {name: _decoded(batch[name]) for name in batch.schema.names}
-        if batch.num_rows:
-            yield pa.RecordBatch.from_pydict(columns | {ORIGIN: pa.array(origins, pa.string())})
+        yield batch.append_column(ORIGIN, pa.array(origins, pa.string()))
 
 
-def _decoded(column: pa.Array) -> pa.Array:
+def _joined(steps: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Batches of ``BATCH_ROWS`` or ``BATCH_BYTES``, whichever is less, and at most a step more."""
+    held: list[pa.RecordBatch] = []
+    for step in steps:
+        held.append(step)
+        if (
+            sum(one.num_rows for one in held) >= BATCH_ROWS
+            or sum(one.nbytes for one in held) >= BATCH_BYTES
+        ):
+            yield pa.concat_batches(held)
+            held = []
+    if held:
+        yield pa.concat_batches(held)
+
+
+def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Plain values: a dictionary is Parquet's way of packing, not the user's type."""
-    if pa.types.is_dictionary(column.type):
-        return column.cast(column.type.value_type)
-    return column
+    columns = [
+        column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, batch.schema.names)
+
+
+def _at_once(file: BinaryIO, groups: Iterable[pq.RowGroupMetaData]) -> int:
+    """How many rows can be read in one step.
+
+    Going by the average row, they fill a batch. And were every text the longest that it
+    can be, which is a whole dictionary, they would fill four.
+    """
+    rows = BATCH_ROWS
+    for group in groups:
+        columns = [group.column(i) for i in range(group.num_columns)]
+        average = sum(_read_bytes(column) for column in columns)
+        utmost = sum(_dictionary_bytes(file, column) * column.num_values for column in columns)
+        rows = min(
+            rows,
+            BATCH_BYTES * group.num_rows // max(1, average),
+            4 * BATCH_BYTES * group.num_rows // max(1, utmost),
+        )
+    return max(1, rows)
+
+
+def _read_bytes(column: pq.ColumnChunkMetaData) -> int:
+    """What a column takes once it is read, but for texts: equal numbers no longer nothing."""
+    return max(int(column.total_uncompressed_size), 8 * int(column.num_values))
+
+
+def _dictionary_bytes(file: BinaryIO, column: pq.ColumnChunkMetaData) -> int:
+    """How large the dictionary of a column of texts is; 0 without one.
+
+    A text of 16 MiB stands in a file once, and in each row that has it by its number. A
+    page's header begins with its type and its size unpacked, which pyarrow does not show:
+    two fields, each as a byte and a zigzag varint (parquet-format's PageHeader, in Thrift's
+    compact protocol).
+    """
+    if column.physical_type not in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"):
+        return 0
+    file.seek(column.dictionary_page_offset or column.data_page_offset)
+    header = file.read(8)
+    if header[:3] != b"\x15\x04\x15":  # field 1 is 2, a dictionary; field 2 follows
+        return 0
+    size = 0
+    for shift, byte in enumerate(header[3:]):
+        size |= (byte & 0x7F) << 7 * shift
+        if byte < 0x80:
+            break
+    return size >> 1

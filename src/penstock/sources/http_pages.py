@@ -243,14 +243,16 @@ def _judge(endpoint: Endpoint) -> Callable[..., None]:
 
 
 def _body(endpoint: Endpoint, response: Any) -> Any:
-    """An answer's JSON.
+    """An answer's JSON, which dlt is then given too.
+
+    What reads JSON for it may refuse a whole page for one NaN; here that costs its row.
 
     Raises:
         SourceError: It is something else, such as a page for people.
         _Unfinished: It breaks off.
     """
     try:
-        return response.json()
+        body = json.loads(response.text if response.encoding else response.content)
     except ValueError as error:
         text = response.text.strip()
         if text[:1] in ("{", "["):
@@ -261,6 +263,8 @@ def _body(endpoint: Endpoint, response: Any) -> Any:
             f"sent {kind} in place of JSON: {_excerpt(endpoint, text)!r}.",
             "Check `base_url`, `path` and `auth`: pages for people come from logins and proxies.",
         ) from error
+    response.json = lambda **_: body
+    return body
 
 
 def _refuse_loop(endpoint: Endpoint, seen: dict[bytes, int], page: Any, number: int) -> None:
@@ -270,10 +274,10 @@ def _refuse_loop(endpoint: Endpoint, seen: dict[bytes, int], page: Any, number: 
             f"sent more than {endpoint.max_pages} pages.",
             "If it has so many, raise `max_pages`; otherwise check `paginator`.",
         )
-    if not page:
-        return
-    text = json.dumps(list(page), sort_keys=True).encode()
-    digest = hashlib.blake2b(text, digest_size=16).digest()
+    # Pages without rows are all alike, and a filtered API may send many: it is a loop if
+    # one that was asked for before had none either.
+    text = json.dumps(list(page), sort_keys=True) if page else str(page.response.url)
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
     earlier = seen.setdefault(digest, number)
     if earlier != number:
         raise _error(

@@ -27,8 +27,8 @@ from penstock.sources.base import (
     Unit,
     refuse_reserved,
 )
+from penstock.sources.formats import BATCH_ROWS
 
-BATCH_ROWS = 10_000
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What a repository holds beside its data.
 _NO_DATA = ["*.py", "*.md", ".gitattributes"]

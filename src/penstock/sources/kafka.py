@@ -32,8 +32,8 @@ from penstock.sources.columns import ColumnTypes, printable
 from penstock.sources.formats import BATCH_BYTES, BATCH_ROWS, excerpt
 from penstock.sources.kafka_client import Gone, Kafka
 from penstock.sources.kafka_values import Decode, NotARow, decoder
+from penstock.sources.shapes import KINDS
 
-_KINDS: dict[str, type] = {"string": str, "number": float, "boolean": bool}
 _HEADERS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
 _TIMESTAMP = pa.timestamp("ms", "UTC")
 
@@ -261,7 +261,7 @@ class _Rows:
     """Messages on their way to a batch."""
 
     def __init__(self, options: KafkaOptions, label: str, decode: Decode) -> None:
-        kinds = {name: _KINDS[word] for name, word in options.types.items()}
+        kinds = {name: KINDS[word] for name, word in options.types.items()}
         self._types = ColumnTypes(label, kinds, on_stream=True)
         self._label = label
         self._decode = decode

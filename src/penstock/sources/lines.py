@@ -5,15 +5,32 @@ from __future__ import annotations
 import codecs
 import hashlib
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import pyarrow as pa
+from pydantic import Field
 
 from penstock.errors import SourceError
+from penstock.recipe import Place
 
 CHUNK_BYTES = 1 << 20
 # A longer line is not a row of text anyone trains on, it is a file without newlines.
 MAX_LINE_BYTES = 16 << 20
+
+# Text packs to a twentieth of its size; what unpacks to more than so many times it is a bomb.
+MAX_EXPANSION = 200.0
+# Or a small file: ten million equal rows pack to nearly nothing, and fill no disk.
+NO_BOMB_BYTES = 4 << 30
+
+MaxExpansion = Annotated[
+    float,
+    Place(),
+    Field(
+        ge=1,
+        description="How many times its size a file may unpack to, if that is more than 4 GiB; "
+        "more is refused as a decompression bomb.",
+    ),
+]
 
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 _SIGNATURES = {
@@ -37,14 +54,6 @@ class DigestingFile:
         self._sha256 = hashlib.sha256()
         self._num_bytes = 0
 
-    @property
-    def closed(self) -> bool:
-        """Whether the file behind it is closed."""
-        return self._file.closed
-
-    def close(self) -> None:
-        """Nothing: whoever opened the file closes it, after the digest is complete."""
-
     def read(self, size: int = -1) -> bytes:
         """Read up to ``size`` bytes."""
         data = self._file.read(size)
@@ -58,6 +67,17 @@ class DigestingFile:
         while self.read(CHUNK_BYTES):
             pass
         return self._sha256.hexdigest()
+
+
+class _KeptOpen:
+    """A file that is still open when Arrow closes what it has read: it may be read again."""
+
+    def __init__(self, file: BinaryIO | DigestingFile) -> None:
+        self.read = file.read
+        self.closed = False
+
+    def close(self) -> None:
+        """Nothing: whoever opened the file closes it."""
 
 
 def compression(name: str) -> str | None:
@@ -75,7 +95,7 @@ def plain_chunks(file: BinaryIO | DigestingFile, label: str) -> Iterator[bytes]:
     try:
         stream: Any = file
         if codec is not None:
-            stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), codec)
+            stream = pa.CompressedInputStream(pa.PythonFile(_KeptOpen(file), mode="r"), codec)
         while chunk := stream.read(CHUNK_BYTES):
             yield chunk
     except (OSError, pa.ArrowException) as error:
@@ -83,6 +103,38 @@ def plain_chunks(file: BinaryIO | DigestingFile, label: str) -> Iterator[bytes]:
             f"{label}: not a whole {codec or 'readable'} file: {error}",
             "Copy the file again, or give it the suffix of what it really is.",
         ) from error
+
+
+def allowed_bytes(size_bytes: int, max_expansion: float) -> int:
+    """How much a file of this size may unpack to."""
+    return max(NO_BOMB_BYTES, int(size_bytes * max_expansion))
+
+
+def refuse_bomb(num_bytes: int, allowed: int, label: str) -> None:
+    """Check that no more has been unpacked than is allowed.
+
+    Raises:
+        SourceError: More has.
+    """
+    if num_bytes > allowed:
+        raise SourceError(
+            f"{label} unpacks to more than {allowed:,} bytes, far more than its size: it seems to "
+            "be a decompression bomb.",
+            "If it is what it should be, raise `max_expansion` for this source.",
+        )
+
+
+def bounded(chunks: Iterable[bytes], allowed: int, label: str) -> Iterator[bytes]:
+    """Pass chunks on, up to so many bytes.
+
+    Raises:
+        SourceError: There are more.
+    """
+    num_bytes = 0
+    for chunk in chunks:
+        num_bytes += len(chunk)
+        refuse_bomb(num_bytes, allowed, label)
+        yield chunk
 
 
 def as_utf8(chunks: Iterable[bytes], encoding: str, label: str) -> Iterator[bytes]:

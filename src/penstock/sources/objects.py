@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +70,7 @@ def find(pattern: str) -> list[Object]:
             Object(f"{SCHEME}{bucket}/{one['Key']}", one["ETag"].strip('"'), one["Size"])
             for page in pages
             for one in page.get("Contents", ())
-            if (matches(one["Key"]) if magic else one["Key"] == key)
+            if (matches(one["Key"]) if magic else one["Key"] == key) and not _is_folder(one)
         ]
     if not found:
         raise SourceUnavailable(f"No object matches {pattern!r}.", "Check bucket and prefix.")
@@ -103,6 +103,11 @@ def opened(stream: str, url: str) -> Iterator[BinaryIO]:
             )
         file.seek(0)
         yield file
+
+
+def _is_folder(one: Mapping[str, Any]) -> bool:
+    """Whether an object only marks a place as a folder, as consoles and other tools make them."""
+    return bool(one["Key"].endswith("/") and not one["Size"])
 
 
 def _client() -> Any:

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,6 +23,7 @@ from penstock.sources import cursors
 from penstock.sources.base import AnyOptions, DeadLetter, Options, Piece, Place, Unit
 from penstock.sources.columns import printable
 from penstock.sources.cursors import Columns, Kind, Row
+from penstock.sources.formats import parse_object
 from penstock.sources.http_pages import Auth, Endpoint, Paginator, pages
 
 # A run that has not continued for so long will ask again.
@@ -129,7 +130,10 @@ class RestSource:
         path = self._spool.find(unit.after, unit.position)
         rows = self._fetch(unit.after) if path is None else _rows_of(path)
         keyed = cursors.KeyedRows(self._label, self._options.cursor, self._options.key)
-        yield from keyed.pieces(self._between(rows, unit), self.position)
+        letters: list[DeadLetter] = []
+        objects = _objects(self._between(rows, unit), self._label, letters, self.position)
+        yield from keyed.pieces(objects, self.position)
+        yield from letters
 
     def position(self, row: Row) -> int:
         """Where a row stands on the stream."""
@@ -147,30 +151,27 @@ class RestSource:
             )
         return cursors.position_of(self._kind, value, name, self._label)
 
-    def placed(self, rows: Iterator[Any]) -> Iterator[Row]:
-        """The rows that have a cursor and a key.
+    def placed(self, rows: Iterator[Any]) -> Iterator[tuple[Any, int | None]]:
+        """The rows that have a cursor and a key, each with its position.
+
+        What is no object stands nowhere, and is passed on without a position.
 
         Raises:
             SourceError: One lacks a key, or a cursor and such rows are to be refused.
         """
         cursor = str(self._options.cursor)
         for number, row in enumerate(rows, 1):
-            if isinstance(row, dict) and row.get(cursor) is not None:
+            if not isinstance(row, dict):
+                yield row, None
+            elif row.get(cursor) is not None:
                 self._refuse_keyless(row)
-                yield row
+                yield row, self.position(row)
             elif self._options.null_cursor == "refuse":
                 raise SourceError(
                     f"{self._label}: row {number} has no {cursor!r}: "
                     f"{printable(cursors.as_text(row))}",
                     "Name another `cursor`, or leave such rows out: `null_cursor: leave_out`.",
                 )
-
-    def settled(self) -> int | None:
-        """The position from which on nothing counts yet; None if all does."""
-        if self._kind is cursors.INTEGERS:
-            return None
-        now = datetime.now(UTC) - timedelta(seconds=self._options.settle_s)
-        return self._kind.position(now.date() if self._kind is cursors.DATES else now)
 
     def _refuse_keyless(self, row: Row) -> None:
         for name in self._options.key:
@@ -181,11 +182,17 @@ class RestSource:
                     "Name fields as `key` that every row has.",
                 )
 
-    def _between(self, rows: Iterator[Any], unit: Unit) -> Iterator[Row]:
+    def unsettled(self) -> int | None:
+        """The position from which on nothing counts yet; None if all does."""
+        return cursors.unsettled(self._kind, self._options.settle_s)
+
+    def _between(self, rows: Iterator[Any], unit: Unit) -> Iterator[Any]:
         """The rows in (after, position], each once: pages shift while they are turned."""
         seen: set[int] = set()
-        for row in self.placed(rows):
-            position = self.position(row)
+        for row, position in self.placed(rows):
+            if position is None:
+                yield row
+                continue
             name = hash((position, cursors.as_text([row[name] for name in self._options.key])))
             if unit.after < position <= unit.position and name not in seen:
                 seen.add(name)
@@ -201,9 +208,9 @@ class RestSource:
                     f"{self._label} has changed since it was pinned.",
                     "Run again to pin it as it is now, or read it along a `cursor`.",
                 )
-        numbered: list[DeadLetter] = []
-        yield from cursors.pieces(_objects(_rows_of(path), self._label, numbered), self._label)
-        yield from numbered
+        letters: list[DeadLetter] = []
+        yield from cursors.pieces(_objects(_rows_of(path), self._label, letters), self._label)
+        yield from letters
 
     def _fetch(self, since: int) -> Iterator[Any]:
         params: dict[str, Any] = {}
@@ -263,15 +270,27 @@ def _asked(kind: Kind, since: int) -> str:
     return value.isoformat() if isinstance(value, date) else str(value)
 
 
-def _objects(rows: Iterator[Any], label: str, letters: list[DeadLetter]) -> Iterator[Row]:
-    """The rows that are objects; a letter for each that is not."""
+def _objects(
+    rows: Iterator[Any],
+    label: str,
+    letters: list[DeadLetter],
+    position: Callable[[Row], int] | None = None,
+) -> Iterator[Row]:
+    """The rows that would be rows as JSON Lines, too.
+
+    Args:
+        rows: As the API sent them.
+        label: The unit's, for origins.
+        letters: Where to put one for each that is no object, or holds NaN or an infinity.
+        position: Where an object stands, if they stand anywhere.
+    """
     for number, row in enumerate(rows, 1):
-        if isinstance(row, dict):
-            yield row
-        else:
-            reason = f"expected an object, got {type(row).__name__}"
+        try:
+            yield parse_object(json.dumps(row).encode())
+        except ValueError as error:
+            offset = position(row) if position is not None and isinstance(row, dict) else None
             text = printable(json.dumps(row, ensure_ascii=False))
-            letters.append(DeadLetter(f"{label}:row {number}", reason, text))
+            letters.append(DeadLetter(f"{label}:row {number}", str(error), text, offset))
 
 
 class _Window:
@@ -280,14 +299,15 @@ class _Window:
     def __init__(self, source: RestSource, since: int) -> None:
         self._source = source
         self._since = since
-        self._settled = source.settled()
+        self._settled = source.unsettled()
         self.newest = since
 
-    def passing(self, rows: Iterator[Any]) -> Iterator[Row]:
-        """The rows beyond where the window begins that count by now."""
-        for row in self._source.placed(rows):
-            position = self._source.position(row)
-            if position > self._since and (self._settled is None or position < self._settled):
+    def passing(self, rows: Iterator[Any]) -> Iterator[Any]:
+        """The rows beyond where the window begins that count by now, and what is no object."""
+        for row, position in self._source.placed(rows):
+            if position is None:
+                yield row
+            elif position > self._since and (self._settled is None or position < self._settled):
                 self.newest = max(self.newest, position)
                 yield row
 
@@ -303,12 +323,12 @@ class _Spool:
         """Where the rows called ``name`` are, if they are kept."""
         return self._folder / f"{self._prefix}-{name}.jsonl"
 
-    def keep(self, rows: Iterator[Any], name: Callable[[str], str | None]) -> str:
+    def keep(self, rows: Iterator[Any], name: Callable[[str], str]) -> str:
         """Write rows until there are no more, and only then under their name.
 
         Args:
             rows: As the API sent them.
-            name: Called with their digest when all are there; None keeps nothing.
+            name: Called with their digest when all are there.
 
         Returns:
             SHA-256 over them, in their order.
@@ -327,8 +347,7 @@ class _Spool:
                     file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
-            if (called := name(digest.hexdigest())) is not None:
-                os.replace(part, self.path(called))
+            os.replace(part, self.path(name(digest.hexdigest())))
         except OSError as error:
             raise SourceError(
                 f"Rows cannot be kept in {self._folder}: {error.strerror}.",

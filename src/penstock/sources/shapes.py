@@ -21,6 +21,9 @@ WORDS: dict[type, str] = {bool: "boolean", int: "number", float: "number", str: 
 WORDS |= {list: "list", dict: "object"}
 SCALARS = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
+# What a recipe may say of a column's type, under `types`.
+KINDS: dict[str, type] = {"string": str, "number": float, "boolean": bool}
+
 # What a database knows beside JSON's kinds. A time must know its zone.
 WORDS |= {datetime: "time", date: "date", bytes: "bytes"}
 SCALARS |= {datetime: pa.timestamp("us", "UTC"), date: pa.date32(), bytes: pa.binary()}

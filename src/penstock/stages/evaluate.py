@@ -22,10 +22,10 @@ from penstock.evaluators.base import Evaluation, Evaluator, items_of
 from penstock.recipe import DEFAULT_EVALUATOR, HELD_OUT, Recipe, canonical
 from penstock.stages.base import Job, Pinned, Stage
 from penstock.stages.prepare import EXAMPLES, SPLIT, TOKENIZER, text_columns
-from penstock.stages.train import MODEL, check_model
 from penstock.tokenizer import load_tokenizer
 from penstock.transforms.decontaminate import Item
 from penstock.transforms.templates import render
+from penstock.version_files import MODEL, check_model
 
 # lm-eval's own file names end in the time; an artifact's must not.
 RESULTS = "results_0.json"

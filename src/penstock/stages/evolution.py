@@ -14,11 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from penstock.errors import SourceError
-from penstock.sources.base import OFFSET, ORIGIN, ROW_KEY, DeadLetter
+from penstock.sources.base import EXCERPT_CHARACTERS, OFFSET, ORIGIN, ROW_KEY, DeadLetter
 from penstock.tables import ROW, VERSION
 from penstock.transforms.base import ROW_ID, SOURCE
-
-EXCERPT_CHARACTERS = 200
 
 _OURS = pa.schema(
     [

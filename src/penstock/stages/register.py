@@ -13,8 +13,8 @@ from penstock.ledger import ModelVersion
 from penstock.recipe import Recipe
 from penstock.stages.base import Job, Pinned, Stage
 from penstock.stages.smoke import try_serving
-from penstock.stages.train import MODEL, check_model
 from penstock.tracking import Tracker
+from penstock.version_files import MODEL, check_model
 
 
 def data_version(data: dict[str, int]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,27 +19,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from penstock.artifacts import (
-    MANIFEST,
-    damaged_files,
     digest_of,
     file_digest,
     store_errors,
     write_manifest,
 )
-from penstock.errors import RecipeError, StoreError, TrainingError
+from penstock.errors import RecipeError, TrainingError
 from penstock.launchers.base import Trained, Training
-from penstock.ledger import ModelVersion
 from penstock.prompt import Prompt
 from penstock.recipe import Recipe, canonical
 from penstock.stages.base import Base, Job, Pinned, Stage
 from penstock.stages.blocks import BlockWriter, RowWriter, join_pieces
 from penstock.stages.prepare import EXAMPLES, SPLIT, TOKENIZER
-from penstock.store import Store
 from penstock.tracking import log_training
 from penstock.transforms.base import ROW_ID, SOURCE, VERSION
 from penstock.transforms.pack import Packer
+from penstock.version_files import MODEL
 
-MODEL = "model"
 # Which rows are in which block, if rows are packed.
 BLOCKS = "blocks.parquet"
 
@@ -69,41 +65,6 @@ def named_base(recipe: Recipe) -> Base | None:
             "A branch or tag may mean another commit tomorrow; the hub lists a model's commits.",
         )
     return Base(name, f"{name}@{revision}", name, revision)
-
-
-def check_model(folder: Path, digest: str | None = None) -> Path:
-    """The same folder, once every file in it is found to be what was trained.
-
-    Args:
-        folder: A model's files, with their manifest.
-        digest: Of the manifest, so that a manifest rewritten with the files is found too.
-
-    Raises:
-        StoreError: A file is missing, or is not what it was.
-    """
-    damaged = damaged_files(folder)
-    if not damaged and digest is not None and file_digest(folder / MANIFEST) != digest:
-        damaged = [MANIFEST]
-    _refuse_damaged(str(folder), damaged)
-    return folder
-
-
-def check_stored(store: Store, model: ModelVersion) -> None:
-    """Read all of a registered version where it is kept, to know that it is what was tested.
-
-    Raises:
-        StoreError: A file is missing, or is not what it was.
-    """
-    _refuse_damaged(store.url(model.path), store.damaged(model.path, model.digest))
-
-
-def _refuse_damaged(place: str, damaged: Sequence[str]) -> None:
-    if damaged:
-        raise StoreError(
-            f"{place} is damaged: {', '.join(damaged)}.",
-            "Train it again: penstock run --force train. If it serves and comes out otherwise, "
-            "go back to another version: penstock model rollback",
-        )
 
 
 def _folder_identity(folder: Path) -> str:

@@ -24,7 +24,7 @@ from penstock.artifacts import Artifact, digest_of, file_digest, store_errors
 from penstock.contracts.base import Contract, Finding, Rule
 from penstock.errors import RecipeError, SourceError, ValidationFailed
 from penstock.ledger import Ledger
-from penstock.recipe import ContractFile, Recipe, Validate, canonical
+from penstock.recipe import ContractFile, Recipe, Validate, canonical, registered
 from penstock.stages import decisions
 from penstock.stages.base import Advance, Job, Pinned, Stage
 from penstock.stages.decisions import Decision
@@ -32,6 +32,7 @@ from penstock.stages.ingest import raw_tables
 from penstock.store import Store
 from penstock.tables import ROW, VERSION, Position, Table, conform, numbered
 from penstock.transforms.base import ORIGIN, ROW_ID, SOURCE
+from penstock.version_files import fetched, find
 
 QUARANTINE = "quarantine"
 _QUARANTINE_SCHEMA = pa.schema(
@@ -106,6 +107,20 @@ def _checks(recipe: Recipe) -> list[_Check]:
     return checks
 
 
+def _with_base_at_hand(job: Job) -> Recipe:
+    """The recipe, with the folder of its base where that is a registered version.
+
+    A rule may look into the base, and knows nothing of ledger and store.
+    """
+    version = registered(job.recipe.train.base)
+    if version is None or not job.recipe.validate_.rules:
+        return job.recipe
+    model = find(*version, job.recipe, job.store, job.ledger)
+    folder = fetched(model, job.recipe, job.store, job.ledger)
+    train = job.recipe.train.model_copy(update={"base": str(folder)})
+    return job.recipe.model_copy(update={"train": train})
+
+
 def _contract_file(recipe: Recipe, config: ContractFile) -> Path:
     file = recipe.folder / config.file
     if not file.is_file():
@@ -154,7 +169,7 @@ def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
 
 def _run(job: Job) -> dict[str, Any]:
     increments = [_increment(job, name) for name in job.recipe.sources]
-    checks = _checks(job.recipe)
+    checks = _checks(_with_base_at_hand(job))
     findings = {one.source: _check(job, checks, one) for one in increments if one.num_rows}
     for check in checks:
         check.contract.write_report(job.folder / check.report)

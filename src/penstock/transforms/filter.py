@@ -33,7 +33,7 @@ class FilterOptions(Options):
     min_characters: dict[str, int] = Field(default_factory=dict, description="By column.")
     max_characters: dict[str, int] = Field(default_factory=dict, description="By column.")
     min_quality: float | None = Field(
-        None, description="Rows that have no score are not judged by it."
+        None, description="Rows that have no score are not judged by it; NaN is below any."
     )
     quality_column: str = Field("quality_score", description="Where the score is.")
 
@@ -46,7 +46,7 @@ class Filter:
     """
 
     name: ClassVar[str] = "filter"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     Options: ClassVar[AnyOptions] = FilterOptions
 
     def __init__(self, options: FilterOptions) -> None:
@@ -112,4 +112,5 @@ def _is_longer(rows: pa.Table, column: str, most: int) -> tuple[pa.ChunkedArray,
 
 
 def _is_below(column: str, score: float, rows: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    return pc.less(rows[column], score), rows[column]
+    # Not `less`: NaN is below nothing, and no score to keep a row by either.
+    return pc.invert(pc.greater_equal(rows[column], score)), rows[column]
