@@ -345,6 +345,28 @@ def test_a_crash_between_the_dead_letters_and_the_rows_is_made_up_for(project, m
     assert len(project.rows(DEAD_LETTERS)) == 1
 
 
+def test_after_a_crash_before_the_rows_their_columns_stand_whatever_comes_first(
+    project, monkeypatch
+):
+    project.jsonl("b.jsonl", {"x": 1}, "bad")
+    append = Table.append_once
+
+    def crash(self, *arguments):
+        if self.path.name.startswith("raw-"):
+            raise KeyboardInterrupt
+        return append(self, *arguments)
+
+    monkeypatch.setattr(Table, "append_once", crash)
+    with pytest.raises(KeyboardInterrupt):
+        project.ingest()
+    monkeypatch.undo()
+    project.jsonl("a.jsonl", {"x": "text"})
+    project.ingest()
+    assert project.column("x") == [1]
+    letters = [letter["_origin"] for letter in project.rows(DEAD_LETTERS)]
+    assert letters == ["data/b.jsonl:2", "data/a.jsonl:1"]
+
+
 def test_a_crash_before_the_record_changes_neither_rows_nor_numbers(project, monkeypatch):
     project.jsonl("a.jsonl", {"x": 1}, "bad")
     project.ingest()

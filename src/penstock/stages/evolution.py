@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -45,13 +46,16 @@ def merged(have: pa.Schema, new: Iterable[pa.Schema], label: str) -> pa.Schema:
     Raises:
         SourceError: A new column has a type that no Delta table holds.
     """
+    new = list(new)
     taken = {name: have.field(name).type for name in have.names}
     for name, type_ in _together(new).items():
-        known = taken.get(name)
-        if known is None:
+        if name not in taken:
             taken[name] = _storable(name, type_, label)
-        else:
-            taken[name] = _grown(known, type_) or known
+    # One batch after the other, so that all that will fit is in: then whatever other units
+    # add later, the same rows fit.
+    for field in chain.from_iterable(new):
+        if field.name in taken:
+            taken[field.name] = _grown(taken[field.name], field.type) or taken[field.name]
     taken |= {field.name: field.type for field in _OURS}
     return pa.schema(list(taken.items()))
 
@@ -114,9 +118,7 @@ def _fits(field: pa.Field, schema: pa.Schema) -> bool:
     known = schema.field(field.name).type
     # JSON writes 1.0 for 1: such a value fits, 1.5 does not, and each says so for itself.
     by_value = pa.types.is_floating(field.type) and pa.types.is_integer(known)
-    return (
-        by_value or _grown(known, field.type) is not None or _promoted(known, field.type) == known
-    )
+    return by_value or _grown(known, field.type) is not None
 
 
 def _excerpt(value: pa.Scalar) -> str:
@@ -165,7 +167,7 @@ def _grown(known: pa.DataType, new: pa.DataType) -> pa.DataType | None:
         value = _grown(known.value_type, new.value_type)
         return None if value is None else pa.list_(known.value_field.with_type(value))
     if not (pa.types.is_struct(known) and pa.types.is_struct(new)):
-        return None
+        return known if _promoted(known, new) == known else None
     fields = {field.name: field.type for field in known}
     for field in new:
         type_ = _grown(fields.get(field.name, field.type), field.type)
