@@ -32,8 +32,11 @@ class Misfit(Exception):
     """A value that its column cannot hold."""
 
 
-class TooManyKeys(Exception):
+class TooManyKeys(Misfit):
     """Objects have so many different keys that they must be data; names one."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"more than {MAX_FIELDS} different keys, such as {name!r}")
 
 
 class Shape:
