@@ -167,6 +167,22 @@ def test_a_key_that_cannot_be_written_costs_its_row_wherever_it_stands(odd):
     (letter.reason + letter.excerpt).encode()
 
 
+@pytest.mark.parametrize("odd", [{"a\0b": 1}, {"o": {"a\0b": 1}}])
+def test_a_zero_byte_in_a_key_costs_its_row_and_is_not_cut_off(odd):
+    (batch,), (letter,) = read([{"b": 1}, odd])
+    assert values(batch, "b") == [1]
+    assert "cannot be stored" in letter.reason
+
+
+@pytest.mark.parametrize(
+    "odd", [{"B": 1}, {"c": 1, "C": 1}, {"_ROW_ID": 1}, {"o": {"K": 1}}, {"p": {"k": 1, "K": 2}}]
+)
+def test_a_key_that_differs_from_another_only_in_case_costs_its_row(odd):
+    (first, last), (letter,) = read([{"b": 1, "o": {"k": 1}}], [odd, {"b": 2}])
+    assert [values(batch, "b") for batch in (first, last)] == [[1], [2]]
+    assert letter.origin == "a.jsonl:2"
+
+
 def test_a_key_that_cannot_be_written_in_a_batch_of_its_own_leaves_no_trace():
     batches = [{"a": {"n": 1}}], [{"a": {"\ud800": 1}}], [{"a": {"n": 2}}]
     (first, odd, last), letters = read(*batches)

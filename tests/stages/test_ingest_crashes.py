@@ -16,7 +16,7 @@ from penstock.tables import Table
 
 BATCH = 3
 # Kinds that contradict, widen and grow each other, also within objects.
-VALUES = [1, 1.5, "s", {"k": 1}, {"k": "s"}, {"k": 1, "j": "s"}, {"j": 1}]
+VALUES = [1, 1.5, "s", {"k": 1}, {"k": "s"}, {"k": 1, "j": "s"}, {"j": 1}, {"K": 1}]
 
 
 class Killed(BaseException):

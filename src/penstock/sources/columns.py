@@ -43,7 +43,7 @@ class ColumnTypes:
         self._label = label
         self._on_stream = on_stream
         self._shapes = {name: Shape(kind) for name, kind in (kinds or {}).items()}
-        self._names: dict[str, None] = {}
+        self._names: dict[str, str] = {}  # each in lower case, too: Delta tells no case apart
 
     def batch(
         self, rows: Sequence[dict[str, Any]], places: Sequence[int | str]
@@ -76,21 +76,32 @@ class ColumnTypes:
     def _meet(self, rows: Sequence[dict[str, Any]]) -> dict[int, str]:
         """Take in the names of new columns; which rows have one that cannot be, and why."""
         new = [n for n in dict.fromkeys(chain.from_iterable(rows)) if n not in self._names]
-        if len(self._names) + len(new) <= MAX_FIELDS and not any(map(_unusable, new)):
-            self._names |= dict.fromkeys(new)
+        if len(self._names) + len(new) <= MAX_FIELDS and not self._unusable(new):
+            self._names |= {name: name.lower() for name in new}
             return {}
         faults: dict[int, str] = {}
         # Small rows first, so that one with a thousand names leaves room for those beside it.
         for index in sorted(range(len(rows)), key=lambda index: len(rows[index])):
             new = [name for name in rows[index] if name not in self._names]
-            reason = next(filter(None, map(_unusable, new)), "")
+            reason = self._unusable(new)
             if not reason and len(self._names) + len(new) > MAX_FIELDS:
                 reason = self._crowded(TooManyKeys(new[-1]), rows[index : index + 1])
             if reason:
                 faults[index] = reason
             else:
-                self._names |= dict.fromkeys(new)
+                self._names |= {name: name.lower() for name in new}
         return faults
+
+    def _unusable(self, names: Iterable[str]) -> str:
+        """Why one of these cannot be the name of a new column; empty if all can."""
+        lower = set(self._names.values())
+        for name in names:
+            if reason := _unusable(name):
+                return reason
+            if name.lower() in lower:
+                return f"the column name {name!r} differs from another only in case"
+            lower.add(name.lower())
+        return ""
 
     def _crowded(self, error: TooManyKeys, objects: Iterable[Any]) -> str:
         """The reason why objects have too many keys, if it is some of them that do.
@@ -168,13 +179,13 @@ def printable(text: str) -> str:
 
 def _unusable(name: str) -> str:
     """Why no column can have this name; empty if one can."""
-    if name in RESERVED:
+    if name.lower() in RESERVED:
         return f"the column name {name!r} is reserved; Penstock writes it itself"
     try:
         name.encode()
     except UnicodeEncodeError:
         return f"the column name {name!r} cannot be stored"
-    return ""
+    return f"the column name {name!r} cannot be stored" if "\0" in name else ""
 
 
 def _is_crowded(value: Any) -> bool:

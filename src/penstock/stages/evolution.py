@@ -49,7 +49,7 @@ def merged(have: pa.Schema, new: Iterable[pa.Schema], label: str) -> pa.Schema:
     new = list(new)
     taken = {name: have.field(name).type for name in have.names}
     for name, type_ in _together(new).items():
-        if name not in taken:
+        if name not in taken and not _clashes(name, taken):
             taken[name] = _storable(name, type_, label)
     # One batch after the other, so that all that will fit is in: then whatever other units
     # add later, the same rows fit.
@@ -84,13 +84,17 @@ def _misfits(batch: pa.RecordBatch, schema: pa.Schema) -> dict[int, tuple[str, s
     """Index of a row that does not fit -> the column at fault, and why."""
     found: dict[int, tuple[str, str]] = {}
     for field in batch.schema:
-        if field.name not in schema.names or pa.types.is_null(field.type):
+        if field.name in (OFFSET, ROW_KEY) or pa.types.is_null(field.type):
             continue
-        known = schema.field(field.name).type
-        if not _fits(field, schema):
+        if field.name not in schema.names:
+            reason = f"column {field.name!r} differs from another only in case"
+            bad = pc.indices_nonzero(batch[field.name].is_valid()).to_pylist()
+        elif not _fits(field, schema):
+            known = schema.field(field.name).type
             reason = f"column {field.name!r} is {field.type}, was {known}"
             bad = pc.indices_nonzero(batch[field.name].is_valid()).to_pylist()
         else:
+            known = schema.field(field.name).type
             reason = f"column {field.name!r} holds a value that does not fit {known}"
             bad = _unfit_values(batch[field.name], known)
         for i in bad:
@@ -171,10 +175,15 @@ def _grown(known: pa.DataType, new: pa.DataType) -> pa.DataType | None:
     fields = {field.name: field.type for field in known}
     for field in new:
         type_ = _grown(fields.get(field.name, field.type), field.type)
-        if type_ is None:
+        if type_ is None or (field.name not in fields and _clashes(field.name, fields)):
             return None
         fields[field.name] = type_
     return pa.struct(list(fields.items()))
+
+
+def _clashes(name: str, names: Iterable[str]) -> bool:
+    """Whether a new name differs from one there is only in case, which Delta does not tell."""
+    return name.lower() in {known.lower() for known in names}
 
 
 def _is_list(type_: pa.DataType) -> bool:
