@@ -39,10 +39,22 @@ class Unavailable(Exception):
 class Server:
     """A running server that accepts every local connection as ``postgres``."""
 
-    def __init__(self, folder, process):
+    def __init__(self, folder, start):
         self.folder = folder
-        self.process = process
+        self.process = None
+        self._start = start
         self._count = itertools.count(1)
+
+    def up(self):
+        """Start, with the data there were when it went down."""
+        self.process = self._start()
+        _wait(self.process, self.folder)
+
+    def down(self):
+        """Stop at once, and cut all connections."""
+        if self.process is not None:
+            _stop(self.process)
+            self.process = None
 
     def url(self, database):
         return f"postgresql://postgres@/{database}?host={self.folder}"
@@ -76,20 +88,19 @@ def running():
     """
     folder = Path(tempfile.mkdtemp(prefix="pg-", dir=_short_folder()))
     user = "nobody" if os.geteuid() == 0 else None
-    process = None
+    server = None
     try:
         programs = _readable(_programs(), folder, user)
         if user is not None:
             entry = pwd.getpwnam(user)
             os.chown(folder, entry.pw_uid, entry.pw_gid)
         _init(programs, folder / "data", user)
-        with (folder / "server.log").open("wb") as log:
-            process = _start(programs, folder, user, log)
-        _wait(process, folder)
-        yield Server(folder, process)
+        server = Server(folder, lambda: _start(programs, folder, user))
+        server.up()
+        yield server
     finally:
-        if process is not None:
-            _stop(process)
+        if server is not None:
+            server.down()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -160,19 +171,20 @@ def _init(programs, data, user):
         raise Unavailable(f"initdb failed: {done.stderr.strip()[-500:]}")
 
 
-def _start(programs, folder, user, log):
+def _start(programs, folder, user):
     options = [f"--{name}={value}" for name, value in _SETTINGS.items()]
-    return subprocess.Popen(
-        [programs / "postgres", "-D", folder / "data", "-k", folder, *options],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        cwd="/",
-        # A group of its own: Ctrl-C is for the tests, which then stop it in order.
-        start_new_session=True,
-        preexec_fn=_die_with_parent,
-        **_as(user),
-    )
+    with (folder / "server.log").open("ab") as log:
+        return subprocess.Popen(
+            [programs / "postgres", "-D", folder / "data", "-k", folder, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            # A group of its own: Ctrl-C is for the tests, which then stop it in order.
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+            **_as(user),
+        )
 
 
 def _as(user):

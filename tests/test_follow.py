@@ -7,16 +7,22 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
+import sqlalchemy as sa
 
+import http_api
 import kafka_broker
+import postgres
 from penstock import follow
 from penstock.errors import SourceError
 from penstock.follow import Follower
 from penstock.monitoring.metrics import IngestMetrics
 from penstock.pipeline import open_pipeline
+from penstock.sources import sql
+from penstock.sources.files import FilesSource
+from penstock.sources.kafka_client import Kafka
 from penstock.stages import ingest
 from penstock.tables import Table
 from penstock.walk import Walk
@@ -25,9 +31,17 @@ _TAIL = "evaluate: {tasks: [t]}\ngate: {min: {t: 0.5}}\n"
 _FILES = "name: demo\nsources: {files: {type: files, paths: 'data/*'}}\n" + _TAIL
 
 
-def _kafka(broker, topic, **more):
-    options = {"type": "kafka", "topics": topic, "bootstrap_servers": broker.address} | more
+def _source(**options):
     return f"name: demo\nsources: {json.dumps({'orders': options})}\n" + _TAIL
+
+
+def _kafka(broker, topic, **more):
+    return _source(type="kafka", topics=topic, bootstrap_servers=broker.address, **more)
+
+
+def _rest(api):
+    options = {"base_url": api.url, "path": "rows", "data_selector": "data", "attempts": 1}
+    return _source(type="rest", **options, cursor="at", key="n", settle_s=0)
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +110,27 @@ class Project:
         raw, _ = ingest.tables_of(pipeline.recipe, pipeline.store, name)
         return [row["n"] for batch in raw.scan() for row in batch.to_pylist()]
 
+    def letters(self):
+        """The offsets of the dead letters."""
+        pipeline = self.pipeline()
+        _, dead = ingest.tables_of(pipeline.recipe, pipeline.store, "orders")
+        origins = [origin for batch in dead.scan() for origin in batch["_origin"].to_pylist()]
+        return [int(origin.rpartition("@")[2]) for origin in origins]
+
     def close(self):
         for opened in self._open:
             opened.ledger.close()
+
+
+@contextmanager
+def own_postgres():
+    """A server that a test may stop."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(postgres.running())
+        except postgres.Unavailable as reason:
+            pytest.skip(f"PostgreSQL: {reason}")
+        yield server
 
 
 @contextmanager
@@ -252,6 +284,78 @@ def test_an_outage_is_said_once_and_survived(project):
     assert said.lines[-1] == "orders: goes on."
 
 
+@pytest.mark.slow
+def test_an_api_that_goes_away_and_comes_back_is_followed_on(project):
+    bad_days = [http_api.status(503), http_api.status(429), http_api.half_json, http_api.hangs_up]
+    with http_api.serving() as api:
+        api.rows = [{"n": 0, "at": "2026-03-01T12:00:00Z"}]
+        project.write(_rest(api))
+        said = Said()
+        follower = project.follower(progress=said)
+        with following(follower):
+            until(lambda: project.numbers() == [0])
+            api.faults = bad_days * 1_000
+            failures = follower._metrics.failures.labels("orders")._value
+            until(lambda: failures.get() >= len(bad_days))
+            api.rows.append({"n": 1, "at": "2026-03-01T12:00:01Z"})
+            api.faults = []
+            until(lambda: project.numbers() == [0, 1])
+    assert said.lines[-1] == "orders: goes on."
+
+
+@pytest.mark.slow
+def test_a_database_that_goes_away_and_comes_back_is_followed_on(project, monkeypatch):
+    monkeypatch.setattr(sql, "_FIRST_PAUSE_S", 0.01)
+    said = Said()
+    with own_postgres() as server:
+        url = server.new_database()
+        engine = sa.create_engine(url, poolclass=sa.NullPool)
+        with engine.begin() as connection:
+            connection.execute(sa.text("CREATE TABLE t (n BIGINT PRIMARY KEY)"))
+            connection.execute(sa.text("INSERT INTO t VALUES (0)"))
+        project.write(_source(type="sql", url=url, table="t", cursor="n", settle_s=0))
+        follower = project.follower(progress=said)
+        with following(follower):
+            until(lambda: project.numbers() == [0])
+            server.down()
+            failures = follower._metrics.failures.labels("orders")._value
+            until(lambda: failures.get() >= 2)
+            server.up()
+            with engine.begin() as connection:
+                connection.execute(sa.text("INSERT INTO t VALUES (1)"))
+            until(lambda: project.numbers() == [0, 1])
+    assert said.lines[-1] == "orders: goes on."
+
+
+@pytest.mark.parametrize("code", [401, 403, 404])
+def test_an_api_that_refuses_ends_the_follower(project, code):
+    with http_api.serving() as api:
+        api.faults = [http_api.status(code)] * 9
+        project.write(_rest(api))
+        with pytest.raises(SourceError, match=f"answered HTTP {code}"):
+            project.follower().run()
+
+
+def test_a_source_that_takes_every_error_for_its_own_is_interrupted_all_the_same(
+    project, monkeypatch
+):
+    project.write(_FILES)
+    project.jsonl("a.jsonl", 1)
+    tries = []
+
+    def deaf(source):
+        while len(tries) < 3:
+            tries.append(1)
+            with suppress(Exception):
+                signal.raise_signal(signal.SIGTERM)
+        return ()
+
+    monkeypatch.setattr(FilesSource, "snapshot", deaf)
+    monkeypatch.setattr(os, "_exit", lambda code: pytest.fail("asked twice"))
+    follow.follow(project.pipeline(Said()), 10, 0.05, None)
+    assert len(tries) == 1
+
+
 def test_while_a_run_has_the_claim_the_follower_gives_way(broker, project):
     topic = broker.topic()
     project.write(_kafka(broker, topic))
@@ -284,6 +388,58 @@ def test_another_run_does_not_sweep_away_what_a_follower_is_spooling(broker, pro
     assert swept
     assert project.numbers() == [0]
     assert not list((other.store.root / "staging").iterdir())
+
+
+def test_partitions_that_a_topic_gains_are_read_from_their_start(broker, project, monkeypatch):
+    topic = broker.topic(3)
+    project.write(_kafka(broker, topic))
+    # The mock cluster cannot add a partition: it is hidden from who asks how many there are.
+    real, there = Kafka.partitions, 1
+    monkeypatch.setattr(Kafka, "partitions", lambda kafka, name: real(kafka, name)[:there])
+    for partition in range(3):
+        broker.send(topic, [{"n": partition}, {"n": 10 + partition}], partition=partition)
+    follower = project.follower()
+    turns(follower)
+    assert project.numbers() == [0, 10]
+    there = 2
+    turns(follower)
+    assert project.numbers() == [0, 10, 1, 11]
+    there = 3
+    report = project.run()
+    assert project.numbers() == [0, 10, 1, 11, 2, 12]
+    assert len(report.artifacts["ingest"].summary["units"]["orders"]) == 3
+    assert holds_what_it_says(report, project.pipeline())
+    broker.send(topic, [{"n": 22}], partition=2)
+    turns(follower)
+    assert project.numbers() == [0, 10, 1, 11, 2, 12, 22]
+
+
+# -- a signal ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", ["dead_letters", "raw-"])
+def test_a_signal_in_the_middle_of_a_commit_lets_it_finish_and_nothing_more(
+    broker, project, monkeypatch, table
+):
+    topic = broker.topic()
+    project.write(_kafka(broker, topic))
+    broker.send(topic, [b"poison" if n % 4 == 3 else {"n": n} for n in range(25)])
+    real, signals = Table.append_once, []
+
+    def signalled(self, *arguments):
+        if self.name.startswith(table) and not signals:
+            signals.append(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Table, "append_once", signalled)
+    follow.follow(project.pipeline(Said()), 10, 0.05, None)
+    assert signals
+    assert project.numbers() == [0, 1, 2, 4, 5, 6, 8, 9]
+    assert project.letters() == [3, 7]
+    turns(project.follower(every_rows=10))
+    assert project.numbers() == [n for n in range(25) if n % 4 != 3]
+    assert project.letters() == [3, 7, 11, 15, 19, 23]
 
 
 # -- runs beside a follower --------------------------------------------------------------
@@ -446,6 +602,27 @@ def test_a_signal_ends_the_service_in_good_order_and_until_then_it_shows_its_lag
     assert process.returncode == 0, rest
     assert "Stopped." in rest
     assert project.numbers() == list(range(10))
+
+
+@pytest.mark.slow
+def test_a_signal_leaves_what_waits_to_the_next_start(broker, project):
+    topic = broker.topic()
+    project.write(_kafka(broker, topic))
+    broker.send(topic, [{"n": n} for n in range(3)])
+    patient = ("--follow", "--every-s", "3600", "--every-rows", "10", "--metrics-port", "0")
+    process = _command(project, *patient)
+    try:
+        said = [process.stderr.readline(), process.stderr.readline()]
+        [address] = [word.rstrip(".") for word in said[0].split() if word.startswith("http")]
+        lag = f'penstock_ingest_lag{{source="orders",stream="{topic}/0"}} 3.0'
+        until(lambda: lag in urllib.request.urlopen(address, timeout=10).read().decode(), "the lag")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, rest = process.communicate(timeout=60)
+    assert process.returncode == 0, rest
+    assert project.numbers() == []
+    turns(project.follower())
+    assert project.numbers() == [0, 1, 2]
 
 
 @pytest.mark.slow

@@ -38,8 +38,11 @@ FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 60.0
 
 
-class _Stopped(Exception):
-    """A signal came while nothing was being committed."""
+class _Stopped(BaseException):
+    """A signal came while nothing was being committed.
+
+    It interrupts whatever a source was doing, which must not take it for an error of its own.
+    """
 
 
 @dataclass

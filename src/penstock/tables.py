@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePath
@@ -82,6 +83,23 @@ class Table:
         handle = self._handle()
         return pa.schema([]) if handle is None else handle.to_pyarrow_dataset().schema
 
+    def add_columns(self, schema: pa.Schema) -> pa.Schema:
+        """Have all columns of ``schema``: a commit without rows, harmless if nothing follows.
+
+        Returns:
+            The columns the table has then, with the types it keeps.
+
+        Raises:
+            StoreError: The disk refuses, or another writer kept getting in between.
+        """
+        from deltalake.exceptions import CommitFailedError
+
+        for _ in range(5):
+            with suppress(CommitFailedError), store_errors(self.folder.url):
+                handle = self._handle_with(_as_stored(schema))
+                return handle.to_pyarrow_dataset().schema
+        raise self._contended()
+
     def append_once(
         self,
         position: Position,
@@ -110,7 +128,10 @@ class Table:
                 return False
             if self._try_append(position, schema, batches, have):
                 return True
-        raise StoreError(
+        raise self._contended()
+
+    def _contended(self) -> StoreError:
+        return StoreError(
             f"Table {self.folder.url} is being written by another process.",
             "Let the other run finish, then run again.",
         )

@@ -6,9 +6,9 @@ from penstock.sources.columns import ColumnTypes
 from penstock.sources.shapes import MAX_FIELDS
 
 
-def read(*batches, kinds=None):
+def read(*batches, kinds=None, on_stream=False):
     """Rows and letters of several batches read one after the other."""
-    columns = ColumnTypes("a.jsonl", kinds)
+    columns = ColumnTypes("a.jsonl", kinds, on_stream)
     place = 1
     out, letters = [], []
     for rows in batches:
@@ -151,9 +151,69 @@ def test_a_type_settled_beforehand_is_held_against_the_first_batch():
 
 
 @pytest.mark.parametrize("name", ["_row_id", "_source", "_origin", "_version", "_row", "_key"])
-def test_a_reserved_column_name_is_an_error_that_names_it(name):
-    with pytest.raises(SourceError, match=rf"a\.jsonl: the column name '{name}' is reserved"):
-        read([{name: 1}])
+def test_a_row_with_a_reserved_name_is_a_letter_and_settles_nothing(name):
+    (batch,), (letter,) = read([{name: 1, "a": "text"}, {"a": 2}])
+    assert values(batch, "a") == [2]
+    assert letter.origin == "a.jsonl:1"
+    assert letter.reason == f"the column name {name!r} is reserved; Penstock writes it itself"
+
+
+@pytest.mark.parametrize("odd", [{"\ud800": 1}, {"a": {"\ud800": 1}}, {"a": {"n": {"\ud800": 1}}}])
+def test_a_key_that_cannot_be_written_costs_its_row_wherever_it_stands(odd):
+    (batch,), (letter,) = read([{"b": 1}, odd, {"b": 2}])
+    assert values(batch, "b") == [1, 2]
+    assert letter.origin == "a.jsonl:2"
+    assert "cannot be stored" in letter.reason
+    (letter.reason + letter.excerpt).encode()
+
+
+@pytest.mark.parametrize("odd", [{"a\0b": 1}, {"o": {"a\0b": 1}}])
+def test_a_zero_byte_in_a_key_costs_its_row_and_is_not_cut_off(odd):
+    (batch,), (letter,) = read([{"b": 1}, odd])
+    assert values(batch, "b") == [1]
+    assert "cannot be stored" in letter.reason
+
+
+@pytest.mark.parametrize(
+    "odd", [{"B": 1}, {"c": 1, "C": 1}, {"_ROW_ID": 1}, {"o": {"K": 1}}, {"p": {"k": 1, "K": 2}}]
+)
+def test_a_key_that_differs_from_another_only_in_case_costs_its_row(odd):
+    (first, last), (letter,) = read([{"b": 1, "o": {"k": 1}}], [odd, {"b": 2}])
+    assert [values(batch, "b") for batch in (first, last)] == [[1], [2]]
+    assert letter.origin == "a.jsonl:2"
+
+
+def test_a_key_that_cannot_be_written_in_a_batch_of_its_own_leaves_no_trace():
+    batches = [{"a": {"n": 1}}], [{"a": {"\ud800": 1}}], [{"a": {"n": 2}}]
+    (first, odd, last), letters = read(*batches)
+    assert len(letters) == 1
+    assert odd is None
+    assert [values(batch, "a") for batch in (first, last)] == [[{"n": 1}], [{"n": 2}]]
+
+
+@pytest.mark.parametrize("on_stream", [True, False])
+@pytest.mark.parametrize("wrap", [dict, lambda row: {"m": row}, lambda row: {"m": [row]}])
+def test_one_row_of_too_many_keys_costs_itself_and_no_row_beside_it(wrap, on_stream):
+    crowd = wrap({f"user{i}": 1 for i in range(MAX_FIELDS + 1)})
+    (batch,), (letter,) = read([{"a": 1}, crowd, {"b": 2}], on_stream=on_stream)
+    assert (values(batch, "a"), values(batch, "b")) == ([1, None], [None, 2])
+    assert letter.origin == ("a.jsonl@2" if on_stream else "a.jsonl:2")
+    assert f"more than {MAX_FIELDS} different keys" in letter.reason
+
+
+def test_a_row_of_many_keys_leaves_room_for_small_ones_behind_it():
+    crowd = {f"user{i}": 1 for i in range(MAX_FIELDS)}
+    (batch,), (letter,) = read([crowd, {"a": 1}, {"b": 2}], on_stream=True)
+    assert batch.num_rows == 2
+    assert letter.offset == 1
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda row: {"m": row}])
+def test_on_a_stream_keys_used_as_data_cost_their_rows_once_there_are_too_many(wrap):
+    rows = [wrap({f"user{i}": 1}) for i in range(MAX_FIELDS + 2)]
+    (batch,), letters = read(rows, on_stream=True)
+    assert batch.num_rows == MAX_FIELDS
+    assert [letter.offset for letter in letters] == [MAX_FIELDS + 1, MAX_FIELDS + 2]
 
 
 def test_other_names_with_an_underscore_are_the_users():

@@ -1,6 +1,9 @@
+import io
 import json
 import shutil
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import boto3
 import pyarrow as pa
@@ -8,9 +11,10 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from pydantic import ValidationError
 
+import http_api
 import s3_server
 from ingest_project import IngestProject
-from penstock.errors import SourceError
+from penstock.errors import SourceError, SourceUnavailable
 from penstock.sources import formats, lines
 from penstock.sources.base import ORIGIN
 from penstock.sources.delta import DeltaSource
@@ -189,7 +193,7 @@ def test_a_table_made_again_in_the_same_place_is_another_stream(foreign):
     (unit,) = one.snapshot()
     shutil.rmtree(foreign.path)
     foreign.append(1)
-    with pytest.raises(SourceError, match="deleted and made again"):
+    with pytest.raises(SourceUnavailable, match="deleted and made again"):
         ids_of(one, unit)
     run.ingest()
     assert run.column("id") == [1, 2, 1]
@@ -243,6 +247,65 @@ def test_a_damaged_log_is_an_error_without_a_traceback(foreign):
     (foreign.path / "_delta_log" / f"{0:020d}.json").write_text("{half")
     with pytest.raises(SourceError):
         source(foreign).snapshot()
+
+
+LAKE = {
+    "uri": "s3://lake/events",
+    "storage_options": {
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "hush-hush",
+        "max_retries": "0",
+    },
+}
+
+
+def aws_lake(url):
+    options = {**LAKE, "storage_options": {**LAKE["storage_options"], "AWS_ENDPOINT_URL": url}}
+    return DeltaSource(DeltaSource.Options(**options), Path())
+
+
+@pytest.mark.parametrize("code", [429, 500, 503])
+def test_a_store_that_is_too_busy_or_broken_is_an_outage(code):
+    with http_api.serving() as store:
+        store.faults = [http_api.status(code)] * 9
+        with pytest.raises(SourceUnavailable, match=f"events cannot be read now: .*{code}"):
+            aws_lake(store.url).snapshot()
+
+
+def test_a_store_that_is_down_is_an_outage():
+    with http_api.serving() as store:
+        pass
+    with pytest.raises(SourceUnavailable, match="events cannot be read now"):
+        aws_lake(store.url).snapshot()
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_a_store_that_refuses_is_no_outage(code):
+    with http_api.serving() as store:
+        store.faults = [http_api.status(code)] * 9
+        with pytest.raises(SourceError, match="events cannot be read") as error:
+            aws_lake(store.url).snapshot()
+    assert not error.value.transient
+
+
+def test_a_store_that_goes_away_while_a_file_is_read_is_an_outage(foreign, monkeypatch):
+    foreign.append(*range(1000))
+    one = source(foreign)
+    (unit,) = one.snapshot()
+
+    class Away(io.BytesIO):
+        def read(self, *_):
+            raise OSError("Generic S3 error: HTTP error: error sending request")
+
+    @contextmanager
+    def open_file(*_):
+        yield Away(foreign.files()[0].read_bytes())
+
+    monkeypatch.setattr(DeltaSource, "_data_file", open_file)
+    with pytest.raises(SourceUnavailable, match="error sending request"):
+        ids_of(one, unit)
 
 
 def test_without_a_table_the_error_says_where_it_looked(foreign):

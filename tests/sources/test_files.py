@@ -166,6 +166,13 @@ def test_a_json_array_is_refused_with_the_way_to_convert_it(tmp_path):
     assert "jq -c '.[]'" in caught.value.hint
 
 
+def test_a_file_whose_own_column_has_a_reserved_name_is_refused_with_what_to_do(tmp_path):
+    write(tmp_path, "a.jsonl", b'{"_row_id": 1, "n": 1}\n{"_row_id": 2, "n": 2}\n')
+    with pytest.raises(SourceError, match="the column name '_row_id' is reserved") as caught:
+        rows_of(source(tmp_path))
+    assert caught.value.hint == "Rename the column in the file."
+
+
 def test_a_hopeless_file_is_given_up_before_it_is_read_to_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "HOPELESS_AFTER", 10)
     write(tmp_path, "a.jsonl", b"no\n" * 1000)

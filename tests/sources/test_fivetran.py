@@ -11,7 +11,7 @@ from pydantic import ValidationError
 import http_api
 from http_api import Api, send, send_json, serving
 from ingest_project import IngestProject
-from penstock.errors import SourceError
+from penstock.errors import SourceError, SourceUnavailable
 from penstock.sources.fivetran import FivetranSource
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -317,7 +317,7 @@ def test_what_does_not_pass_is_told_after_a_bounded_number_of_attempts(
     fivetran, warehouse, tmp_path, fault, message
 ):
     fivetran.faults = [fault] * 9
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(SourceUnavailable, match=message):
         source(fivetran, warehouse, tmp_path, attempts=3).snapshot()
     assert len(fivetran.requests) == 3
 

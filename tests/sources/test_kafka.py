@@ -164,6 +164,25 @@ def test_poison_messages_become_letters_with_place_reason_and_excerpt(broker):
     assert "column n: expected number, got string 'text'" in found[6].reason
 
 
+def test_no_keys_of_one_message_stop_the_topic(broker, tmp_path):
+    topic = broker.topic()
+    poison = [
+        {"_row_id": 1},
+        {f"k{i}": 1 for i in range(1_001)},
+        {"n": {f"k{i}": 1 for i in range(1_001)}},
+        {"\ud800": 1},
+        {"o": {"\ud800": 1}},
+    ]
+    for value in ({"n": 1}, *poison, {"n": 2}):
+        broker.send(topic, [value])
+    taking = ingester(source(broker, topic), tmp_path)
+    [unit] = taking.source.snapshot()
+    taking.take(unit)
+    assert [row["n"] for row in committed(taking.table)] == [1, 2]
+    origins = [letter["_origin"] for letter in committed(taking.dead)]
+    assert origins == [f"{topic}/0@{offset}" for offset in range(1, 6)]
+
+
 def test_the_message_itself_gives_columns_where_they_are_asked_for(broker):
     topic = broker.topic()
     broker.send(topic, [{"n": 1}], key=b"k1", headers=[("trace", b"abc"), ("none", None)])
@@ -679,6 +698,21 @@ class TestRealBroker:
         assert [row["n"] for row in rows] == [0]
         producer.commit_transaction(30)
         assert [row["n"] for row in read(source(real, topic))[0]] == [0, 1]
+
+    def test_partitions_that_a_topic_gains_are_read_from_their_start(self, real, tmp_path):
+        from confluent_kafka.admin import AdminClient, NewPartitions
+
+        topic = real.topic()
+        real.send(topic, [{"n": 0}])
+        taking = ingester(source(real, topic), tmp_path)
+        for unit in taking.source.snapshot():
+            taking.take(unit)
+        admin = AdminClient({"bootstrap.servers": real.address})
+        admin.create_partitions([NewPartitions(topic, 2)])[topic].result(30)
+        kafka_broker.Broker(real.address).send(topic, [{"n": 1}], partition=1)
+        for unit in taking.source.snapshot():
+            taking.take(unit)
+        assert [row["n"] for row in committed(taking.table)] == [0, 1]
 
     def test_a_topic_made_anew_has_another_id(self, real):
         from confluent_kafka.admin import AdminClient

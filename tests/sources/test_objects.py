@@ -93,10 +93,10 @@ def test_an_object_that_changed_or_went_since_it_was_pinned_is_refused(bucket):
     made = source("s3://lake/a.jsonl")
     (unit,) = made.snapshot()
     put(bucket, "a.jsonl", {"n": 2})
-    with pytest.raises(SourceError, match="has changed since it was pinned"):
+    with pytest.raises(SourceUnavailable, match="has changed since it was pinned"):
         list(made.read(unit))
     bucket.delete_object(Bucket="lake", Key="a.jsonl")
-    with pytest.raises(SourceError, match="is gone or has changed"):
+    with pytest.raises(SourceUnavailable, match="is gone or has changed"):
         list(made.read(unit))
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 import http_api
 from http_api import send_json, serving
 from ingest_project import IngestProject
-from penstock.errors import SourceError
+from penstock.errors import SourceError, SourceUnavailable
 from penstock.sources.base import ORIGIN, DeadLetter
 from penstock.sources.rest import RestSource
 
@@ -201,7 +201,7 @@ def test_what_does_not_pass_is_told_after_a_bounded_number_of_attempts(
 ):
     api.faults = [fault] * 9
     run = project(api, tmp_path, attempts=3)
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(SourceUnavailable, match=message):
         run.ingest()
     assert len(api.requests) == 3
     assert list((run.folder / ".penstock" / "pages").iterdir()) == []
@@ -213,6 +213,7 @@ def test_a_refusal_is_not_tried_again(api, tmp_path, code):
     with pytest.raises(SourceError, match=f"answered HTTP {code}, saying 'oops'") as error:
         source(api, tmp_path).snapshot()
     assert error.value.hint
+    assert not error.value.transient
     assert len(api.requests) == 1
 
 
@@ -369,6 +370,26 @@ def test_rows_that_are_no_objects_become_dead_letters(tmp_path):
     assert {letter["excerpt"] for letter in run.dead_letters()} == {'"text"', '{"id": "two"}'}
 
 
+def test_rows_that_read_alike_to_a_person_are_told_apart(api, tmp_path):
+    ids = [1, "1", "\ud800", "\ud801", 2, 3, 4, 5, "True", True]
+    api.rows = [{**row(0), "id": i} for i in ids]
+    run = project(api, tmp_path, **CURSOR)
+    _, summary = run.ingest()
+    assert run.column("id") == [1, 2, 3, 4, 5]
+    assert summary["dead_letters"] == 5
+    origins = [letter["_origin"] for letter in run.dead_letters()]
+    assert len({*origins, *run.column(ORIGIN)}) == len(ids)
+
+
+def test_no_keys_of_one_row_stop_an_api(api, tmp_path):
+    poison = [{"_row_id": 1}, {"\ud800": 1}, {"o": {"\ud800": 1}}]
+    api.rows = [row(1), *({**row(2 + i), **more} for i, more in enumerate(poison)), row(9)]
+    for name, options in (("along", CURSOR), ("whole", {})):
+        run = project(api, tmp_path / name, **options)
+        _, summary = run.ingest()
+        assert (run.column("id"), summary["dead_letters"]) == ([1, 9], 3)
+
+
 @pytest.mark.parametrize(
     ("odd", "message"),
     [
@@ -449,7 +470,7 @@ def test_an_api_that_has_moved_is_told_and_not_followed(api, tmp_path):
 def test_a_server_that_is_down_is_told(tmp_path):
     with serving() as api:
         pass
-    with pytest.raises(SourceError, match="did not answer in 2 attempts: ConnectionRefused"):
+    with pytest.raises(SourceUnavailable, match="did not answer in 2 attempts: ConnectionRefused"):
         source(api, tmp_path, attempts=2).snapshot()
 
 

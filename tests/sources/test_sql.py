@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 
 from ingest_project import IngestProject
-from penstock.errors import SourceError
+from penstock.errors import SourceError, SourceUnavailable
+from penstock.sources import sql
 from penstock.sources.base import OFFSET, ORIGIN, ROW_KEY, DeadLetter
 from penstock.sources.sql import SqlSource
 
@@ -229,12 +230,12 @@ def test_a_whole_table_that_changes_between_pin_and_read_is_refused(database, tm
     run = source(database, tmp_path)
     (unit,) = run.snapshot()
     database.add(2)
-    with pytest.raises(SourceError, match="questions has changed since it was pinned"):
+    with pytest.raises(SourceUnavailable, match="questions has changed since it was pinned"):
         rows_of(run, unit)
 
 
 def test_a_whole_table_without_rows_is_refused(database, tmp_path):
-    with pytest.raises(SourceError, match="nothing in questions: 0 rows"):
+    with pytest.raises(SourceUnavailable, match="nothing in questions: 0 rows"):
         source(database, tmp_path).snapshot()
 
 
@@ -453,14 +454,65 @@ def test_a_reserved_column_name_is_refused(database, tmp_path):
         rows_of(source(database, tmp_path, table="ours", cursor="id"))
 
 
-def test_a_server_that_is_down_is_an_error_that_says_where(tmp_path):
+@pytest.fixture
+def hurry(monkeypatch):
+    monkeypatch.setattr(sql, "_FIRST_PAUSE_S", 0.001)
+
+
+def test_a_server_that_is_down_is_an_error_that_says_where(tmp_path, hurry):
     options = SqlSource.Options(
         url="postgresql://reader:geheim@127.0.0.1:1/shop", table="questions", cursor="id"
     )
-    with pytest.raises(SourceError, match=r"127\.0\.0\.1:1/shop said") as error:
+    with pytest.raises(SourceUnavailable, match=r"127\.0\.0\.1:1/shop said") as error:
         SqlSource(options, tmp_path).snapshot()
     assert "server runs" in error.value.hint
     assert "geheim" not in error.value.message + error.value.hint
+
+
+def test_a_connection_is_tried_for_more_than_once(postgres, tmp_path, hurry, monkeypatch):
+    postgres.add(1)
+    real, refusals = sa.Engine.connect, [0, 0, 0]
+
+    def busy(engine):
+        if refusals:
+            refusals.pop()
+            engine = sa.create_engine("postgresql://127.0.0.1:1/shop", poolclass=sa.NullPool)
+        return real(engine)
+
+    monkeypatch.setattr(sa.Engine, "connect", busy)
+    assert rows_of(source(postgres, tmp_path, cursor="id"))[0]["id"] == 1
+    assert refusals == []
+
+
+def test_a_connection_that_breaks_while_rows_are_read_is_an_outage(postgres, tmp_path):
+    postgres.add(*range(25_000))
+    one = source(postgres, tmp_path, cursor="id")
+    pieces = one.read(one.snapshot()[0])
+    next(pieces)
+    postgres.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+    )
+    with pytest.raises(SourceUnavailable, match=r"questions: .* said"):
+        list(pieces)
+
+
+@pytest.mark.parametrize(
+    "change", [{"url": "/nowhere?"}, {"table": "nowhere"}, {"query": "SELECT 1 / 0 AS id"}]
+)
+def test_what_a_server_refuses_is_no_outage(postgres, tmp_path, change):
+    postgres.url = postgres.url.replace("/test_", change.pop("url", "/test_"), 1)
+    with pytest.raises(SourceError) as error:
+        source(postgres, tmp_path, cursor="id", **change).snapshot()
+    assert not error.value.transient
+
+
+def test_a_sqlite_file_that_somebody_has_locked_is_an_outage(tmp_path, hurry):
+    locked = Database(f"sqlite:///{tmp_path / 'shop.db'}?timeout=0")
+    with locked.begin() as connection:
+        connection.exec_driver_sql("BEGIN EXCLUSIVE")
+        with pytest.raises(SourceUnavailable, match="locked"):
+            source(locked, tmp_path, cursor="id").snapshot()
 
 
 @pytest.fixture
@@ -488,6 +540,7 @@ def test_the_password_comes_from_the_environment_and_is_written_nowhere(
     )  # fmt: skip
     with pytest.raises(SourceError, match="password authentication failed") as error:
         run.ingest()
+    assert not error.value.transient
     assert "wrong-s3cret" not in str(error.value) + error.value.hint
     assert "wrong-s3cret" not in run.text()
     monkeypatch.setenv("SHOP_PASSWORD", "right")

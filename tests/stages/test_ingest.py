@@ -172,6 +172,17 @@ def test_a_column_that_changed_its_type_makes_dead_letters_of_its_rows_only(proj
     assert summary["rows"]["out"] + summary["dead_letters"] == 2
 
 
+def test_a_name_that_differs_from_a_columns_only_in_case_makes_dead_letters(project):
+    project.jsonl("a.jsonl", {"x": 1, "o": {"k": 1}})
+    project.jsonl("b.jsonl", {"x": 3}, {"X": 2})
+    project.jsonl("c.jsonl", {"o": {"K": 1}}, {"x": 4})
+    project.parquet("d.parquet", x=pa.array([5, 6]), X=pa.array([None, 1]))
+    project.ingest()
+    assert project.column("x") == [1, 3, 4, 5]
+    letters = [letter["_origin"] for letter in project.rows(DEAD_LETTERS)]
+    assert letters == ["data/b.jsonl:2", "data/c.jsonl:1", "data/d.parquet:2"]
+
+
 def test_a_row_that_goes_to_the_dead_letters_changes_no_id_of_the_rows_beside_it(tmp_path):
     ids = []
     for name, first in (("one", {"x": 1}), ("two", {"x": "text"})):
@@ -343,6 +354,28 @@ def test_a_crash_between_the_dead_letters_and_the_rows_is_made_up_for(project, m
     _, summary = project.ingest()
     assert (summary["rows"]["out"], summary["dead_letters"]) == (1, 1)
     assert len(project.rows(DEAD_LETTERS)) == 1
+
+
+def test_after_a_crash_before_the_rows_their_columns_stand_whatever_comes_first(
+    project, monkeypatch
+):
+    project.jsonl("b.jsonl", {"x": 1}, "bad")
+    append = Table.append_once
+
+    def crash(self, *arguments):
+        if self.name.startswith("raw-"):
+            raise KeyboardInterrupt
+        return append(self, *arguments)
+
+    monkeypatch.setattr(Table, "append_once", crash)
+    with pytest.raises(KeyboardInterrupt):
+        project.ingest()
+    monkeypatch.undo()
+    project.jsonl("a.jsonl", {"x": "text"})
+    project.ingest()
+    assert project.column("x") == [1]
+    letters = [letter["_origin"] for letter in project.rows(DEAD_LETTERS)]
+    assert letters == ["data/b.jsonl:2", "data/a.jsonl:1"]
 
 
 def test_a_crash_before_the_record_changes_neither_rows_nor_numbers(project, monkeypatch):

@@ -17,13 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from penstock.errors import SourceError
-from penstock.sources.base import (
-    EXCERPT_CHARACTERS,
-    OFFSET,
-    ORIGIN,
-    DeadLetter,
-    refuse_reserved,
-)
+from penstock.sources.base import EXCERPT_CHARACTERS, OFFSET, ORIGIN, RESERVED, DeadLetter
 from penstock.sources.shapes import MAX_FIELDS, SCALARS, WORDS, Misfit, Shape, TooManyKeys
 
 _FLAT = {*SCALARS, type(None)}
@@ -37,6 +31,8 @@ class ColumnTypes:
         label: The unit's, for messages and origins.
         kinds: Of the columns whose type is settled beforehand: bool, int, float or str.
         on_stream: A row's place is its offset on a stream: batches and letters carry it.
+            More keep coming, so keys used as data cost their rows; otherwise the unit is
+            refused, since its writer is to mend it.
     """
 
     def __init__(
@@ -45,7 +41,7 @@ class ColumnTypes:
         self._label = label
         self._on_stream = on_stream
         self._shapes = {name: Shape(kind) for name, kind in (kinds or {}).items()}
-        self._names: dict[str, None] = {}
+        self._names: dict[str, str] = {}  # each in lower case, too: Delta tells no case apart
 
     def batch(
         self, rows: Sequence[dict[str, Any]], places: Sequence[int | str]
@@ -61,17 +57,13 @@ class ColumnTypes:
             The batch, None when no row fits, and a letter for each that does not.
 
         Raises:
-            SourceError: A column name is reserved, or keys are used as data.
+            SourceError: Keys are used as data, throughout a unit that is all there is.
         """
         letters: list[DeadLetter] = []
         while rows:
-            try:
+            faults = self._meet(rows)
+            if not faults:
                 arrays, faults = self._arrays(rows)
-            except TooManyKeys as error:
-                raise SourceError(
-                    f"{self._label}: more than {MAX_FIELDS} different keys, such as '{error}'.",
-                    "Keys seem to be data here: write them as values, [{key: ..., value: ...}].",
-                ) from None
             if not faults:
                 return self._assemble(arrays, places), letters
             letters += [self._letter(rows[i], places[i], faults[i]) for i in sorted(faults)]
@@ -79,24 +71,61 @@ class ColumnTypes:
             rows = [row for i, row in enumerate(rows) if i not in faults]
         return None, letters
 
-    def _meet(self, rows: Sequence[dict[str, Any]]) -> None:
+    def _meet(self, rows: Sequence[dict[str, Any]]) -> dict[int, str]:
+        """Take in the names of new columns; which rows have one that cannot be, and why."""
         new = [n for n in dict.fromkeys(chain.from_iterable(rows)) if n not in self._names]
-        refuse_reserved(new, self._label)
-        self._names |= dict.fromkeys(new)
-        if len(self._names) > MAX_FIELDS:
-            raise TooManyKeys(new[-1])
+        if len(self._names) + len(new) <= MAX_FIELDS and not self._unusable(new):
+            self._names |= {name: name.lower() for name in new}
+            return {}
+        faults: dict[int, str] = {}
+        # Small rows first, so that one with a thousand names leaves room for those beside it.
+        for index in sorted(range(len(rows)), key=lambda index: len(rows[index])):
+            new = [name for name in rows[index] if name not in self._names]
+            reason = self._unusable(new)
+            if not reason and len(self._names) + len(new) > MAX_FIELDS:
+                reason = self._crowded(TooManyKeys(new[-1]), rows[index : index + 1])
+            if reason:
+                faults[index] = reason
+            else:
+                self._names |= {name: name.lower() for name in new}
+        return faults
+
+    def _unusable(self, names: Iterable[str]) -> str:
+        """Why one of these cannot be the name of a new column; empty if all can."""
+        lower = set(self._names.values())
+        for name in names:
+            if reason := _unusable(name):
+                return reason
+            if name.lower() in lower:
+                return f"the column name {name!r} differs from another only in case"
+            lower.add(name.lower())
+        return ""
+
+    def _crowded(self, error: TooManyKeys, objects: Iterable[Any]) -> str:
+        """The reason why objects have too many keys, if it is some of them that do.
+
+        Raises:
+            SourceError: None does by itself: all of them use keys as data.
+        """
+        if not self._on_stream and not any(map(_is_crowded, objects)):
+            raise SourceError(
+                f"{self._label}: {error}.",
+                "Keys seem to be data here: write them as values, [{key: ..., value: ...}].",
+            )
+        return str(error)
 
     def _arrays(
         self, rows: Sequence[dict[str, Any]]
     ) -> tuple[dict[str, pa.Array | None], dict[int, str]]:
-        self._meet(rows)
         arrays: dict[str, pa.Array | None] = {}
         faults: dict[int, str] = {}
         for name in self._names:
             values = [row.get(name) for row in rows]
             try:
                 arrays[name] = self._array(name, values)
-            except Misfit:
+            except Misfit as misfit:
+                if isinstance(misfit, TooManyKeys):
+                    self._crowded(misfit, values)
                 contradictions = self._contradictions(name, values)
                 assert contradictions, f"column {name} fits value by value but not as a whole"
                 for index, reason in contradictions.items():
@@ -146,6 +175,26 @@ def printable(text: str) -> str:
     return text[:EXCERPT_CHARACTERS].encode("utf-8", "replace").decode()
 
 
+def _unusable(name: str) -> str:
+    """Why no column can have this name; empty if one can."""
+    if name.lower() in RESERVED:
+        return f"the column name {name!r} is reserved; Penstock writes it itself"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return f"the column name {name!r} cannot be stored"
+    return f"the column name {name!r} cannot be stored" if "\0" in name else ""
+
+
+def _is_crowded(value: Any) -> bool:
+    """Whether one value has more different keys than a column may have in all."""
+    try:
+        Shape().widen(value)
+    except Misfit as misfit:
+        return isinstance(misfit, TooManyKeys)
+    return False
+
+
 def _commonest_kind(values: Iterable[Any]) -> type:
     """The kind of most values; int stands for all numbers, since it widens."""
     words = Counter(WORDS[type(value)] for value in values if value is not None)
@@ -163,8 +212,8 @@ def _fit(shape: Shape, values: list[Any]) -> tuple[Shape, pa.Array | None]:
     # Values of one kind are all alike, but for lists and objects.
     for value in kinds.values() if kinds.keys() <= _FLAT else values:
         wider.widen(value)
-    type_ = wider.arrow()
     try:
+        type_ = wider.arrow()
         return wider, None if type_ is None else pa.array(values, type_)
     except _CONVERSION_ERRORS as error:
         raise Misfit(f"cannot be stored: {error}") from error

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from hashlib import blake2b
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import pyarrow as pa
 from pydantic import BeforeValidator
@@ -209,6 +209,14 @@ def pieces(
             yield made
 
 
+class _Placed(NamedTuple):
+    """Where one row stands: for a person, on its stream, and among those that stand there."""
+
+    origin: str
+    position: int
+    name: str
+
+
 class KeyedRows:
     """Rows along a cursor -> batches in which each says where it stands and what it is called.
 
@@ -230,7 +238,7 @@ class KeyedRows:
         self._label = label
         self._cursor = cursor
         self._key = key
-        self._columns = ColumnTypes(label, kinds)
+        self._columns = ColumnTypes(label, kinds, on_stream=True)
         self._position = -1
         self._num_tied = 0
         self._seen: Counter[str] = Counter()
@@ -244,25 +252,21 @@ class KeyedRows:
             position: Where a row stands.
         """
         for batch in batched(rows):
-            places: dict[str, tuple[int, str]] = {}
-            for row in batch:
-                at = position(row)
-                key = self._name(row, at)
-                places[self._place(row)] = at, key
-            yield from self._typed(batch, places)
+            yield from self._typed(batch, [self._placed(row, position(row)) for row in batch])
 
-    def _typed(self, batch: list[Row], places: dict[str, tuple[int, str]]) -> Iterator[Piece]:
-        made, letters = self._columns.batch(batch, list(places))
-        known = {f"{self._label}:{place}": at for place, at in places.items()}
+    def _typed(self, batch: list[Row], placed: list[_Placed]) -> Iterator[Piece]:
+        # Rows go by their number in the batch: two may read alike to a person.
+        made, letters = self._columns.batch(batch, range(len(batch)))
         for letter in letters:
-            offset, _ = known[letter.origin]
-            yield DeadLetter(letter.origin, letter.reason, letter.excerpt, offset)
+            assert letter.offset is not None, "letters of a stream have an offset"
+            row = placed[letter.offset]
+            yield DeadLetter(row.origin, letter.reason, letter.excerpt, row.position)
         if made is not None:
-            ours = [known[origin] for origin in made[ORIGIN].to_pylist()]
-            offsets, keys = zip(*ours, strict=True)
-            yield made.append_column(OFFSET, pa.array(offsets, pa.int64())).append_column(
-                ROW_KEY, pa.array(keys, pa.string())
-            )
+            yield _with_places(made, [placed[number] for number in made[OFFSET].to_pylist()])
+
+    def _placed(self, row: Row, position: int) -> _Placed:
+        name = self._name(row, position)
+        return _Placed(f"{self._label}:{self._place(row)}", position, name)
 
     def _name(self, row: Row, position: int) -> str:
         """What the row is called on its stream.
@@ -297,6 +301,31 @@ class KeyedRows:
         return ",".join(f"{column}={_shown(row[column])}" for column in columns)
 
 
+def _with_places(batch: pa.RecordBatch, placed: Sequence[_Placed]) -> pa.RecordBatch:
+    """The batch with where its rows stand, in place of their numbers."""
+    found = {
+        ORIGIN: pa.array([row.origin for row in placed], pa.string()),
+        OFFSET: pa.array([row.position for row in placed], pa.int64()),
+    }
+    for name, column in found.items():
+        batch = batch.set_column(batch.schema.get_field_index(name), name, column)
+    return batch.append_column(ROW_KEY, pa.array([row.name for row in placed], pa.string()))
+
+
 def _shown(value: Any) -> str:
-    text = value.isoformat() if isinstance(value, datetime | date) else str(value)
-    return text.encode("utf-8", "replace").decode()
+    """A value for a person to read: text as it is, unless it could be taken for something else."""
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    return json.dumps(value) if isinstance(value, str) and _is_odd(value) else str(value)
+
+
+def _is_odd(text: str) -> bool:
+    """Whether text reads like a number or a constant, or cannot be written."""
+    try:
+        text.encode()
+        float(text)
+    except UnicodeEncodeError:
+        return True
+    except ValueError:
+        return text in ("None", "True", "False")
+    return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from penstock.errors import SourceError
+from penstock.errors import SourceError, SourceUnavailable
 from penstock.registry import did_you_mean
 from penstock.sources import cursors
 from penstock.sources.base import (
@@ -42,6 +43,9 @@ from penstock.tables import conform
 
 # What a table may ask of its readers that we do as well.
 _READABLE = {"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck", "deletionVectors"}
+
+# How delta-rs words it when a store is not reached, is too busy or is broken.
+_OUTAGE = re.compile(r"HTTP error|timed out|\b(429|5\d\d) [A-Z]")
 
 
 class DeltaOptions(Options):
@@ -189,7 +193,8 @@ class DeltaSource:
                 "A local path is relative to the recipe's folder.",
             ) from error
         if version is not None and version > newest.version():
-            raise SourceError(
+            kind = SourceUnavailable if self._options.version is None else SourceError
+            raise kind(
                 f"{self._label} has no version {version}; its newest is {newest.version()}.",
                 "If it was deleted and made again, run again; otherwise mend `version`.",
             )
@@ -206,7 +211,7 @@ class DeltaSource:
 
     def _refuse_another(self, table: Any, unit: Unit) -> None:
         if not unit.stream.startswith(_stream(table)):
-            raise SourceError(
+            raise SourceUnavailable(
                 f"{self._label} was deleted and made again since it was pinned.",
                 "Run again to read the new table from its start.",
             )
@@ -263,13 +268,23 @@ class DeltaSource:
                 "Run again to pin the newest version.",
             ) from error
         except (DeltaError, pa.ArrowException, OSError, json.JSONDecodeError) as error:
+            self._raise_outage(error)
             raise SourceError(
                 f"{self._label} cannot be read: {_first_line(error)}",
                 "Check `uri` and `storage_options`, and that the table is whole.",
             ) from error
+        except SourceError as error:
+            self._raise_outage(error.__cause__)
+            raise
+
+    def _raise_outage(self, error: BaseException | None) -> None:
+        """Pass an error on as one that waiting mends, if it is."""
+        if _OUTAGE.search(str(error)):
+            said = f"{self._label} cannot be read now: {_first_line(error)}"
+            raise SourceUnavailable(said, "Check that the store is up; run again.") from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: object) -> str:
     return " ".join(str(error).split())[:300]
 
 

@@ -292,13 +292,15 @@ def _hopeful(pieces: Iterable[Piece], label: str) -> Iterator[Piece]:
     if first is not None and not any_rows:
         raise SourceError(
             f"{label}: not one of {num_bad} lines is a row. {first.origin}: {first.reason}.",
-            _hint(first.excerpt),
+            _hint(first),
         )
 
 
-def _hint(excerpt: str) -> str:
-    if excerpt.lstrip().startswith("["):
+def _hint(first: DeadLetter) -> str:
+    if first.excerpt.lstrip().startswith("["):
         return "A JSON array is not JSON Lines; convert it with: jq -c '.[]' FILE"
-    if excerpt.lstrip().startswith("{"):
+    if "is reserved" in first.reason:
+        return "Rename the column in the file."
+    if first.excerpt.lstrip().startswith("{"):
         return "JSON Lines has one whole object on each line; convert it with: jq -c . FILE"
     return "Check that the file is what its suffix says, or set `format`."

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, SecretStr, model_validator
 
-from penstock.errors import SourceError
+from penstock.errors import SourceError, SourceUnavailable
 from penstock.registry import require
 from penstock.sources import cursors
 from penstock.sources.base import AnyOptions, DeadLetter, Options, Piece, Place, Source, Unit
@@ -146,7 +146,8 @@ class _Connection:
         """When the last sync succeeded, after having one made if that was too long ago.
 
         Raises:
-            SourceError: The API refuses, or the sync fails or takes too long.
+            SourceError: The API refuses, or the sync fails.
+            SourceUnavailable: The API does not answer, or the sync takes too long.
         """
         credentials = (
             self._options.api_key.get_secret_value(),
@@ -186,6 +187,7 @@ class _Connection:
                     f"has not ended its sync within {self._options.wait_s:g} s; it is {state}"
                     f"{_notes(now)}",
                     "Run again when it has, or raise `wait_s`.",
+                    SourceUnavailable,
                 )
             time.sleep(self._options.poll_s)
 
@@ -213,7 +215,8 @@ class _Connection:
         """One request, tried again where that can help.
 
         Raises:
-            SourceError: It was refused, or did not get through in all attempts.
+            SourceError: It was refused.
+            SourceUnavailable: It did not get through in all attempts.
         """
         reason = ""
         for attempt in range(self._options.attempts):
@@ -233,6 +236,7 @@ class _Connection:
             f"got no answer from {self._options.base_url} in {self._options.attempts} attempts: "
             f"{reason}.",
             "Run again later.",
+            SourceUnavailable,
         )
 
     def _answer(self, answer: Any) -> Mapping[str, Any]:
@@ -267,8 +271,8 @@ class _Connection:
             text = text.replace(secret.get_secret_value() or "\0", "***")
         return " ".join(text.split())[:_EXCERPT]
 
-    def _error(self, what: str, hint: str) -> SourceError:
-        return SourceError(f"Fivetran connection {self._options.connection} {what}", hint)
+    def _error(self, what: str, hint: str, kind: type[SourceError] = SourceError) -> SourceError:
+        return kind(f"Fivetran connection {self._options.connection} {what}", hint)
 
 
 def _status(data: Mapping[str, Any]) -> Mapping[str, Any]:

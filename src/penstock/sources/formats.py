@@ -61,7 +61,7 @@ def read_jsonl(chunks: Iterable[bytes], label: str, kinds: Mapping[str, type]) -
         value that contradicts its column.
 
     Raises:
-        SourceError: The file is not text, or has a column of a reserved name.
+        SourceError: The file is not text, or uses keys as data.
     """
     columns = ColumnTypes(label, kinds)
     rows: list[dict[str, Any]] = []

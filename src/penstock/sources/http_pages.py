@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 
-from penstock.errors import SourceError
+from penstock.errors import SourceError, SourceUnavailable
 from penstock.recipe import Section
 from penstock.registry import did_you_mean, require
 
@@ -106,7 +106,8 @@ def pages(endpoint: Endpoint, params: Mapping[str, Any]) -> Iterator[list[Any]]:
         params: Of this time, beside the endpoint's own.
 
     Raises:
-        SourceError: The API cannot be reached, refuses, or sends what is no page.
+        SourceError: The API refuses, or sends what is no page.
+        SourceUnavailable: It does not answer, or not whole, or says that it cannot now.
     """
     require("dlt", "api")
     import requests
@@ -126,14 +127,14 @@ def pages(endpoint: Endpoint, params: Mapping[str, Any]) -> Iterator[list[Any]]:
             _refuse_stranger(endpoint, str(page.request.url))
             yield list(page)
     except _Unfinished as error:
-        raise _error(
-            endpoint, f"sent half a page, {endpoint.attempts} times: {error}", "Run again later."
-        ) from error
+        reason = f"sent half a page, {endpoint.attempts} times: {error}"
+        raise _error(endpoint, reason, "Run again later.", SourceUnavailable) from error
     except requests.HTTPError as error:
         raise _refused(endpoint, error.response) from error
     except requests.RequestException as error:
         reason = f"did not answer in {endpoint.attempts} attempts: {_root(error)}"
-        raise _error(endpoint, reason, "Check that it is up; then run again.") from error
+        hint = "Check that it is up; then run again."
+        raise _error(endpoint, reason, hint, SourceUnavailable) from error
     except ValueError as error:  # the paginator's: it misses what it goes by
         raise _error(
             endpoint,
@@ -305,7 +306,8 @@ def _refused(endpoint: Endpoint, response: Any) -> SourceError:
     said = f", saying {body!r}" if body else ""
     if status == 429 or status >= 500:
         reason = f"answered HTTP {status} in {endpoint.attempts} attempts{said}."
-        return _error(endpoint, reason, "Run again later, or raise `attempts` or `max_wait_s`.")
+        hint = "Run again later, or raise `attempts` or `max_wait_s`."
+        return _error(endpoint, reason, hint, SourceUnavailable)
     hint = _CLIENT_HINTS.get(status, "Check `params` and `path`.")
     return _error(endpoint, f"answered HTTP {status}{said}.", hint)
 
@@ -317,12 +319,14 @@ def _root(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error)[:_EXCERPT]}"
 
 
-def _error(endpoint: Endpoint, reason: str, hint: str) -> SourceError:
+def _error(
+    endpoint: Endpoint, reason: str, hint: str, kind: type[SourceError] = SourceError
+) -> SourceError:
     url = f"{endpoint.base_url.rstrip('/')}/{endpoint.path.lstrip('/')}"
     parts = urlsplit(url)
     where = f"{parts.scheme}://{parts.hostname or ''}"
     where += (f":{parts.port}" if parts.port else "") + parts.path
-    return SourceError(f"{where} {_without_secret(endpoint, reason)}", hint)
+    return kind(f"{where} {_without_secret(endpoint, reason)}", hint)
 
 
 def _excerpt(endpoint: Endpoint, text: str) -> str:

@@ -86,8 +86,9 @@ def opened(stream: str, url: str) -> Iterator[BinaryIO]:
         url: Where it is.
 
     Raises:
-        SourceError: It is gone, or is no longer what was pinned.
-        SourceUnavailable: The store does not answer, or stops in the middle.
+        SourceError: The store refuses.
+        SourceUnavailable: It is gone, is no longer what was pinned, or the store does not
+            answer or stops in the middle.
     """
     _, etag, size_bytes = stream.split(":")
     bucket, _, key = url.removeprefix(SCHEME).partition("/")
@@ -128,7 +129,7 @@ def _answered(what: str) -> Iterator[None]:
     except errors.ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in _CHANGED:
-            raise SourceError(
+            raise SourceUnavailable(
                 f"{what} is gone or has changed since it was pinned ({code}).",
                 "Run again to pin it as it is now; write new objects, and leave the old.",
             ) from None

@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from penstock.errors import SourceError
+from penstock.errors import SourceError, SourceUnavailable
 from penstock.sources import cursors
 from penstock.sources.base import AnyOptions, DeadLetter, Options, Piece, Place, Unit
 from penstock.sources.columns import printable
@@ -113,7 +113,9 @@ class RestSource:
         if self._options.cursor is None:
             digest = self._spool.keep(self._fetch(-1), lambda digest: digest)
             if digest == hashlib.sha256().hexdigest():
-                raise SourceError(f"There is nothing at {self._label}: 0 rows.", "Check `params`.")
+                raise SourceUnavailable(
+                    f"There is nothing at {self._label}: 0 rows.", "Check `params`."
+                )
             return (Unit(f"sha256:{digest}", 1, self._label),)
         since = -1 if self._pinned is None else self._pinned.position
         window = _Window(self, since)
@@ -204,7 +206,7 @@ class RestSource:
         if not path.exists():
             found = self._spool.keep(self._fetch(-1), lambda digest: digest)
             if found != digest:
-                raise SourceError(
+                raise SourceUnavailable(
                     f"{self._label} has changed since it was pinned.",
                     "Run again to pin it as it is now, or read it along a `cursor`.",
                 )

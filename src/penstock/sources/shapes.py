@@ -35,8 +35,11 @@ class Misfit(Exception):
     """A value that its column cannot hold."""
 
 
-class TooManyKeys(Exception):
+class TooManyKeys(Misfit):
     """Objects have so many different keys that they must be data; names one."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"more than {MAX_FIELDS} different keys, such as {name!r}")
 
 
 class Shape:
@@ -93,6 +96,9 @@ class Shape:
 
         Parts of an object that are not known yet are left out: Delta can store
         neither a null type nor an object without fields.
+
+        Raises:
+            Misfit: Objects have keys that Delta or Arrow does not tell apart.
         """
         if self.kind is list:
             item = self.item and self.item.arrow()
@@ -100,6 +106,7 @@ class Shape:
         if self.kind is dict:
             fields = [(name, field.arrow()) for name, field in self.fields.items()]
             known = [(name, type_) for name, type_ in fields if type_ is not None]
+            _refuse_names([name for name, _ in known])
             return pa.struct(known) if known else None
         return None if self.kind is None else SCALARS[self.kind]
 
@@ -110,6 +117,13 @@ class Shape:
             self.kind = float
         else:
             raise Misfit(f"expected {WORDS[self.kind]}, got {show(value)}")
+
+
+def _refuse_names(names: list[str]) -> None:
+    if len({name.lower() for name in names}) < len(names):
+        raise Misfit(f"keys that differ only in case: {', '.join(map(repr, names))[:100]}")
+    if any("\0" in name for name in names):
+        raise Misfit("a key with a zero byte cannot be stored")
 
 
 def show(value: Any) -> str:

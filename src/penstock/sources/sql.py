@@ -8,6 +8,7 @@ by a digest of its rows, and comes again as a whole when any row has changed.
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,15 +20,24 @@ from typing import Annotated, Any, ClassVar, Literal
 import sqlalchemy as sa
 from pydantic import Field, SecretStr, model_validator
 
-from penstock.errors import MissingExtra, SourceError
+from penstock.errors import MissingExtra, SourceError, SourceUnavailable
 from penstock.registry import did_you_mean
 from penstock.sources import cursors
-from penstock.sources.base import AnyOptions, Options, Piece, Place, Unit
+from penstock.sources.base import AnyOptions, Options, Piece, Place, Unit, refuse_reserved
 from penstock.sources.cursors import Columns, Kind, Row
 
 _FETCH_ROWS = 1_000
 # The form in which SQLAlchemy, and SQLite's own functions, write a time; others sort otherwise.
 _SQLITE_TIME = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] [0-9][0-9]:[0-9][0-9]:[0-9][0-9]*"
+# How often a connection is tried for. What breaks off later is read again by the next run.
+_ATTEMPTS = 4
+_FIRST_PAUSE_S = 0.5
+# SQLSTATE classes of what passes: connection, rollback, resources, intervention, system.
+_PASSING = ("08", "40", "53", "57", "58")
+# A connection that fails has no SQLSTATE; these are the words of servers that do answer.
+_REFUSALS = re.compile(
+    r"authentication|password|denied|pg_hba|does not exist|unknown database|not permitted", re.I
+)
 _REPEATABLE = {"postgresql": "REPEATABLE READ", "mysql": "REPEATABLE READ"}
 
 
@@ -99,14 +109,16 @@ class SqlSource:
         for _ in digest.passing(rows.all()):
             pass
         if not digest.num_rows:
-            raise SourceError(f"There is nothing in {self._label}: 0 rows.", "Check what fills it.")
+            raise SourceUnavailable(
+                f"There is nothing in {self._label}: 0 rows.", "Check what fills it."
+            )
         return Unit(digest.stream(), 1, self._label)
 
     def _read_whole(self, rows: _Rows, unit: Unit) -> Iterator[Piece]:
         digest = _Digest()
         yield from cursors.pieces(digest.passing(rows.all()), self._label, rows.kinds)
         if digest.stream() != unit.stream:
-            raise SourceError(
+            raise SourceUnavailable(
                 f"{self._label} has changed since it was pinned.",
                 "Run again to pin it as it is now; a table that changes often needs a `cursor`.",
             )
@@ -121,6 +133,7 @@ class SqlSource:
         options = self._options
         rows = _from_table(database, options) if options.table else _from_query(database, options)
         names = [str(column.name) for column in rows.columns]
+        refuse_reserved(names, self._label)
         key = options.key or [str(column.name) for column in rows.primary_key]
         for name in filter(None, [options.cursor, *key]):
             if name not in names:
@@ -135,13 +148,14 @@ class SqlSource:
         """A connection whose every statement sees the same rows, where the database can.
 
         Raises:
-            SourceError: It cannot be reached, or a statement failed.
+            SourceError: It refuses, or a statement is wrong.
+            SourceUnavailable: It cannot be reached, or the connection broke.
         """
         url = self._url()
         try:
             engine = _engine(url, self._options.timeout_s)
             try:
-                with engine.connect() as connection:
+                with _connected(engine) as connection:
                     level = _REPEATABLE.get(engine.dialect.name)
                     if level:
                         connection = connection.execution_options(isolation_level=level)
@@ -198,7 +212,8 @@ class SqlSource:
             hint = "Check that the server runs, and user and password; then run again."
         else:
             hint = "Check `table`, `query`, `cursor` and `key` in the recipe."
-        return SourceError(f"{self._label}: {where} said: {text}", hint)
+        kind = SourceUnavailable if _is_outage(error) else SourceError
+        return kind(f"{self._label}: {where} said: {text}", hint)
 
 
 class _Rows:
@@ -425,6 +440,36 @@ def _engine(url: sa.URL, timeout_s: float) -> sa.Engine:
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _keep_broken_text)
     return engine
+
+
+def _connected(engine: sa.Engine) -> sa.Connection:
+    """A connection, tried for again while the server does not answer."""
+    for attempt in range(_ATTEMPTS - 1):
+        try:
+            return engine.connect()
+        except sa.exc.DBAPIError as error:
+            if not _is_outage(error):
+                raise
+        time.sleep(_FIRST_PAUSE_S * 2**attempt)
+    return engine.connect()
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether waiting can help: the database is away, starting, or too busy."""
+    if not isinstance(error, sa.exc.DBAPIError):
+        return False
+    if error.connection_invalidated:
+        return True
+    code = getattr(error.orig, "sqlite_errorname", None)
+    if code is not None:
+        return code in ("SQLITE_BUSY", "SQLITE_LOCKED")
+    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    if state is not None:
+        return str(state).startswith(_PASSING)
+    is_connecting = error.statement is None and isinstance(
+        error, sa.exc.OperationalError | sa.exc.InterfaceError
+    )
+    return is_connecting and not _REFUSALS.search(str(error.orig))
 
 
 def _keep_broken_text(connection: Any, _: Any) -> None:

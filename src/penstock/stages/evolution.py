@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -43,13 +44,16 @@ def merged(have: pa.Schema, new: Iterable[pa.Schema], label: str) -> pa.Schema:
     Raises:
         SourceError: A new column has a type that no Delta table holds.
     """
+    new = list(new)
     taken = {name: have.field(name).type for name in have.names}
     for name, type_ in _together(new).items():
-        known = taken.get(name)
-        if known is None:
+        if name not in taken and not _clashes(name, taken):
             taken[name] = _storable(name, type_, label)
-        else:
-            taken[name] = _grown(known, type_) or known
+    # One batch after the other, so that all that will fit is in: then whatever other units
+    # add later, the same rows fit.
+    for field in chain.from_iterable(new):
+        if field.name in taken:
+            taken[field.name] = _grown(taken[field.name], field.type) or taken[field.name]
     taken |= {field.name: field.type for field in _OURS}
     return pa.schema(list(taken.items()))
 
@@ -78,13 +82,17 @@ def _misfits(batch: pa.RecordBatch, schema: pa.Schema) -> dict[int, tuple[str, s
     """Index of a row that does not fit -> the column at fault, and why."""
     found: dict[int, tuple[str, str]] = {}
     for field in batch.schema:
-        if field.name not in schema.names or pa.types.is_null(field.type):
+        if field.name in (OFFSET, ROW_KEY) or pa.types.is_null(field.type):
             continue
-        known = schema.field(field.name).type
-        if not _fits(field, schema):
+        if field.name not in schema.names:
+            reason = f"column {field.name!r} differs from another only in case"
+            bad = pc.indices_nonzero(batch[field.name].is_valid()).to_pylist()
+        elif not _fits(field, schema):
+            known = schema.field(field.name).type
             reason = f"column {field.name!r} is {field.type}, was {known}"
             bad = pc.indices_nonzero(batch[field.name].is_valid()).to_pylist()
         else:
+            known = schema.field(field.name).type
             reason = f"column {field.name!r} holds a value that does not fit {known}"
             bad = _unfit_values(batch[field.name], known)
         for i in bad:
@@ -112,9 +120,7 @@ def _fits(field: pa.Field, schema: pa.Schema) -> bool:
     known = schema.field(field.name).type
     # JSON writes 1.0 for 1: such a value fits, 1.5 does not, and each says so for itself.
     by_value = pa.types.is_floating(field.type) and pa.types.is_integer(known)
-    return (
-        by_value or _grown(known, field.type) is not None or _promoted(known, field.type) == known
-    )
+    return by_value or _grown(known, field.type) is not None
 
 
 def _excerpt(value: pa.Scalar) -> str:
@@ -163,14 +169,19 @@ def _grown(known: pa.DataType, new: pa.DataType) -> pa.DataType | None:
         value = _grown(known.value_type, new.value_type)
         return None if value is None else pa.list_(known.value_field.with_type(value))
     if not (pa.types.is_struct(known) and pa.types.is_struct(new)):
-        return None
+        return known if _promoted(known, new) == known else None
     fields = {field.name: field.type for field in known}
     for field in new:
         type_ = _grown(fields.get(field.name, field.type), field.type)
-        if type_ is None:
+        if type_ is None or (field.name not in fields and _clashes(field.name, fields)):
             return None
         fields[field.name] = type_
     return pa.struct(list(fields.items()))
+
+
+def _clashes(name: str, names: Iterable[str]) -> bool:
+    """Whether a new name differs from one there is only in case, which Delta does not tell."""
+    return name.lower() in {known.lower() for known in names}
 
 
 def _is_list(type_: pa.DataType) -> bool:

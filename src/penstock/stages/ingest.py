@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from penstock.artifacts import Artifact, digest_of, store_errors
 from penstock.errors import SourceError
@@ -250,23 +249,25 @@ class Ingester:
     def take_part(self, unit: Unit) -> bool:
         """Commit the next part of a unit, or all of one that cannot be divided.
 
-        The commits of rows and of letters are independent: whichever a crash left out
-        is made up for by reading again what came after the lesser of the two positions.
+        Columns are committed first, then letters, then rows. Whichever a crash left out is
+        made up for by reading the same again: the columns of then still stand, so what was
+        a letter then is one now, and all else is a row.
 
         Returns:
             Whether there was anything to commit.
         """
-        after = self.committed(unit)
-        if after >= unit.position:
+        rows, letters = self._positions(unit.stream)
+        if min(rows, letters) >= unit.position:
             return False
-        end = min(unit.position, after + self.part) if unit.divisible else unit.position
-        unit = replace(unit, after=after, position=end)
+        unit = replace(unit, after=min(rows, letters), position=self._end(unit, rows, letters))
         spool = _Spool(self.scratch)
         for piece in self.source.read(unit):
             spool.add(piece)
         schema = merged(self.table.schema(), spool.schemas(), unit.label)
-        self._commit_dead(spool, unit, schema)
-        self._commit_rows(spool, unit, schema)
+        schema = self.table.add_columns(schema)
+        # If another writer got in between, all of this is to be looked at again.
+        if letters >= unit.position or self._commit_dead(spool, unit, schema, letters):
+            self._commit_rows(spool, unit, schema, rows)
         spool.clear()
         return True
 
@@ -280,35 +281,38 @@ class Ingester:
             for unit in units
         ]
 
-    def committed(self, unit: Unit) -> int:
-        """How far both tables have come on the unit's stream."""
-        letters = self.dead.position(_dead_stream(self.table, unit.stream))
-        return min(self.table.position(unit.stream), letters)
+    def _positions(self, stream: str) -> tuple[int, int]:
+        """How far rows and letters have come on a stream."""
+        return self.table.position(stream), self.dead.position(_dead_stream(self.table, stream))
 
-    def _commit_rows(self, spool: _Spool, unit: Unit, schema: pa.Schema) -> None:
-        after = self.table.position(unit.stream)
+    def _end(self, unit: Unit, rows: int, letters: int) -> int:
+        """Where the next commits on a unit's stream end.
 
+        If letters are ahead of rows, there: types are learned from all that is read at
+        once, so with more of the stream a row that has its letter might fit, and another
+        that has none might not.
+        """
+        if rows != letters:
+            return max(rows, letters)
+        return min(unit.position, rows + self.part) if unit.divisible else unit.position
+
+    def _commit_rows(self, spool: _Spool, unit: Unit, schema: pa.Schema, after: int) -> None:
         def rows(version: int) -> Iterator[pa.RecordBatch]:
-            identified = _identified(_beyond(spool.batches(), after), self.name, unit)
+            identified = _identified(spool.batches(), self.name, unit)
             # Only now, so that a row's id does not depend on those beside it.
             return numbered((fitting(batch, schema) for batch in identified), version, schema)
 
         self.table.append_once(Position(unit.stream, unit.position), schema, rows, after)
 
-    def _commit_dead(self, spool: _Spool, unit: Unit, schema: pa.Schema) -> None:
+    def _commit_dead(self, spool: _Spool, unit: Unit, schema: pa.Schema, after: int) -> bool:
         position = Position(_dead_stream(self.table, unit.stream), unit.position)
-        after = self.dead.position(position.stream)
 
         def rows(version: int) -> Iterator[pa.RecordBatch]:
             unfit = (letter for batch in spool.batches() for letter in misfits(batch, schema))
-            letters = (
-                letter
-                for letter in chain(spool.dead, unfit)
-                if letter.offset is None or letter.offset > after
-            )
-            return numbered(_dead_batches(letters, self.name, unit), version, _DEAD_SCHEMA)
+            letters = _dead_batches(chain(spool.dead, unfit), self.name, unit)
+            return numbered(letters, version, _DEAD_SCHEMA)
 
-        self.dead.append_once(position, _DEAD_SCHEMA, rows, after)
+        return self.dead.append_once(position, _DEAD_SCHEMA, rows, after)
 
 
 def _dead_batches(
@@ -372,14 +376,6 @@ class _Spool:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-
-def _beyond(batches: Iterable[pa.RecordBatch], after: int) -> Iterator[pa.RecordBatch]:
-    """The rows that stand beyond ``after`` on their stream, where rows say where they stand."""
-    for batch in batches:
-        if OFFSET in batch.schema.names:
-            batch = batch.filter(pc.greater(batch[OFFSET], after))
-        yield batch
 
 
 def _identified(
