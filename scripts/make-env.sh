@@ -17,7 +17,8 @@ test "$(cat "$env/.ready" 2>/dev/null)" = "$digest" && exit 0
 rm -f "$env/.ready"
 test -x "$env/bin/python" || "${PYTHON:-python3.11}" -m venv "$env" || python3 -m venv --clear "$env"
 read -ra options <<<"$(sed -n 's/^# make-env: //p' "$list")"
-pip() { "$env/bin/python" -m pip install --quiet --disable-pip-version-check "${options[@]}" "$@"; }
+# Most modules are never imported, so none is compiled before it is.
+pip() { "$env/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check "${options[@]}" "$@"; }
 grep -v '# needs torch$' "$list" | pip --requirement /dev/stdin
 # Builds that ask the environment which torch it has.
 late=$(sed -n 's/ *# needs torch$//p' "$list")

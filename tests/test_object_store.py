@@ -282,16 +282,16 @@ def _writer(seed, folder, num):
 
 @pytest.mark.slow
 def test_writers_that_race_and_are_killed_lose_and_double_nothing(store):
-    folder, num = f"{URL}/tables/demo/raced", 25
+    folder, num = f"{URL}/tables/demo/raced", 10
     context = multiprocessing.get_context("spawn")
     rng, kills = random.Random(5), 0
-    writers = [context.Process(target=_writer, args=(i, folder, num)) for i in range(3)]
+    writers = [context.Process(target=_writer, args=(i, folder, num)) for i in range(2)]
     for one in writers:
         one.start()
     table = store.table("demo", "raced")
     while any(one.is_alive() for one in writers):
         time.sleep(0.2 + rng.random() / 3)
-        if kills < 6 and table.version() >= 0:
+        if kills < 3 and table.version() >= 0:
             place = rng.randrange(len(writers))
             if writers[place].is_alive():
                 os.kill(writers[place].pid, signal.SIGKILL)

@@ -40,7 +40,7 @@ from penstock.transforms.tokenize_text import TokenizeText
 
 UNHURRIED = settings(
     deadline=None,
-    max_examples=40,
+    max_examples=20,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 FILTER = {

@@ -78,18 +78,18 @@ def is_alive(process):
         return False
 
 
-@pytest.fixture(params=["ray", "spark"])
-def engine(request):
-    if request.param == "ray":
+def require(engine):
+    if engine == "ray":
         pytest.importorskip("ray")
     elif reason := spark_environment.missing():
         pytest.skip(f"Spark: {reason}")
-    return request.param
 
 
+# One way each: a start takes half a minute, and both ways end in the same place.
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["close", "forget"])
+@pytest.mark.parametrize(("engine", "how"), [("ray", "forget"), ("spark", "close")])
 def test_no_process_and_no_file_is_left_behind(engine, tmp_path, how):
+    require(engine)
     process = start(engine, tmp_path, how)
     said, complaints = process.communicate(timeout=240)
     assert process.returncode == 0, complaints
@@ -107,7 +107,9 @@ def cmdline(process):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ray", "spark"])
 def test_what_was_started_ends_with_a_process_that_is_killed(engine, tmp_path):
+    require(engine)
     process = start(engine, tmp_path, "wait")
     assert process.stdout.readline() == "done\n", process.stderr.read()
     children = psutil.Process(process.pid).children(recursive=True)

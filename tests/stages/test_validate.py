@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from penstock.errors import LedgerError, RecipeError, SourceError, ValidationFailed
+from penstock.errors import RecipeError, RegistryError, SourceError, ValidationFailed
 from penstock.ledger import ModelVersion
 from penstock.pipeline import open_pipeline
 from penstock.stages.validate import QUARANTINE, expectations, valid_tables
@@ -553,7 +553,7 @@ gate:
 def test_tokens_are_counted_with_the_tokenizer_of_a_registered_base(project):
     project.set(text=REGISTERED_BASE)
     project.jsonl("a.jsonl", good(1, instruction="word"), good(2, instruction="word " * 9))
-    with pytest.raises(LedgerError, match="no version 1 of model 'tiny'"):
+    with pytest.raises(RegistryError, match="no model 'tiny'"):
         project.validate()
     pipeline = open_pipeline(project.folder / "recipe.yaml")
     train_tokenizer(["some word to learn"] * 20, 300, None, pipeline.store.root / "tiny-1")
