@@ -96,7 +96,8 @@ class ObjectStore(Store):
     def damaged(self, path: str, digest: str) -> list[str]:
         """Objects that are no longer what was recorded; reads every byte of them."""
         try:
-            entries = json.loads(self._manifest(path, digest))
+            # Not the copy here, which cannot be what changed.
+            entries = json.loads(self._kept_manifest(path, digest))
         except StoreError as error:
             if error.transient:
                 raise
@@ -109,12 +110,15 @@ class ObjectStore(Store):
         if MANIFEST not in sizes:
             return False
         try:
-            entries = json.loads(self._manifest(artifact.path, artifact.digest))
+            manifest = self._manifest(artifact.path, artifact.digest)
         except StoreError as error:
             if error.transient:
                 raise
             return False
-        return all(sizes.get(name) == one["size_bytes"] for name, one in entries.items())
+        entries = json.loads(manifest)
+        return sizes[MANIFEST] == len(manifest) and all(
+            sizes.get(name) == one["size_bytes"] for name, one in entries.items()
+        )
 
     def commit(self, staged: Path, stage: str, print_: str) -> tuple[str, str]:
         """Turn a staged folder into an artifact, here and in the object store.
@@ -166,6 +170,10 @@ class ObjectStore(Store):
         here = self.root / path / MANIFEST
         if here.is_file() and file_digest(here) == digest:
             return here.read_bytes()
+        return self._kept_manifest(path, digest)
+
+    def _kept_manifest(self, path: str, digest: str) -> bytes:
+        """The recorded manifest, as the object store has it."""
         place = f"{self._shared.url}/{path}"
         try:
             text = b"".join((self._shared / path).get(MANIFEST))
