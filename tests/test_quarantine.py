@@ -12,7 +12,7 @@ from penstock.errors import StoreError, ValidationFailed
 from penstock.pipeline import open_pipeline
 from penstock.quarantine import decide, held, rows
 from penstock.stages import decisions
-from penstock.stages.validate import looks, valid_rows
+from penstock.stages.valid_rows import looks, valid_rows
 
 pytestmark = pytest.mark.slow  # importing Great Expectations takes seconds
 

@@ -27,7 +27,8 @@ from penstock.errors import PenstockError, SourceError
 from penstock.features.base import FeatureOptions
 from penstock.recipe import HELD_OUT, Prepare, Recipe, canonical
 from penstock.stages.base import Base, Job, Pinned, Stage
-from penstock.stages.validate import looks, valid_rows, valid_table
+from penstock.stages.valid_rows import looks, valid_rows
+from penstock.stages.validate import valid_table
 from penstock.tables import conform
 from penstock.tokenizer import (
     load_tokenizer,

@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from penstock import registry
-from penstock.artifacts import Artifact, digest_of, file_digest, store_errors
+from penstock.artifacts import digest_of, file_digest, store_errors
 from penstock.contracts.base import Contract, Finding, Rule
 from penstock.errors import RecipeError, SourceError, ValidationFailed
-from penstock.ledger import Ledger
 from penstock.recipe import ContractFile, Recipe, Validate, canonical, registered
 from penstock.stages import decisions
 from penstock.stages.base import Advance, Job, Pinned, Stage
@@ -175,7 +173,7 @@ def _run(job: Job) -> dict[str, Any]:
         check.contract.write_report(job.folder / check.report)
     for one in increments:
         _quarantine(job, one, findings.get(one.source, []))
-    decided = _decided(job.store, job.recipe, job.pinned.decisions)
+    decided = decided_upto(job.store, job.recipe, job.pinned.decisions)
     _refuse_if_too_bad(job, increments, findings, decided)
     quarantined = 0
     for one in increments:
@@ -213,7 +211,7 @@ class _Increment:
     def rows(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows, under our column names."""
         read = None if columns is None else [self.columns.get(name, name) for name in columns]
-        return _renamed(self.raw.scan(self.after, self.upto, read), self.columns)
+        return renamed(self.raw.scan(self.after, self.upto, read), self.columns)
 
     def schema(self) -> pa.Schema:
         """All columns, under our names."""
@@ -222,7 +220,7 @@ class _Increment:
         return pa.schema([raw.field(name).with_name(theirs.get(name, name)) for name in raw.names])
 
 
-def _renamed(
+def renamed(
     batches: Iterable[pa.RecordBatch], columns: Mapping[str, str]
 ) -> Iterator[pa.RecordBatch]:
     """Batches of a raw table under our column names."""
@@ -231,110 +229,13 @@ def _renamed(
         yield batch.rename_columns([theirs.get(name, name) for name in batch.schema.names])
 
 
-@dataclass(frozen=True)
-class Look:
-    """What one result of this stage let through.
-
-    Attributes:
-        upto: Source -> the raw version it reached to; -1 for a source it did not read.
-        decisions: The version of the decisions that it knew.
-    """
-
-    upto: Mapping[str, int]
-    decisions: int
-
-
-def looks(ledger: Ledger, recipe: Recipe, artifact: Artifact) -> list[Look]:
-    """A result of this stage, after those before it: the order in which rows were let through.
-
-    Whatever contract the others had, they say which rows there were to train on.
-    """
-    summary, raw = artifact.summary, raw_tables(recipe)
-    last = Look(summary["data"], summary["decisions"])
-    found = []
-    for result in ledger.results(recipe.name, STAGE.name):
-        reached = result.summary.get("reached", {})
-        upto = {name: min(reached.get(raw[name], -1), end) for name, end in last.upto.items()}
-        found.append(Look(upto, min(result.summary["decisions"], last.decisions)))
-    return [*found, last]
-
-
-def valid_rows(store: Store, recipe: Recipe, seen: Sequence[Look]) -> Iterator[pa.RecordBatch]:
-    """The rows that were passed on, in ingest order.
-
-    That is the order of the looks that let them through; in each, source after source,
-    and those that people released after those that met the contract. So a new row comes
-    after every row that a model may have been trained on, from whatever source it is.
-
-    Args:
-        store: Where the tables are.
-        recipe: The recipe.
-        seen: By ``looks``.
-    """
-    tables = {name: valid_table(store, recipe, name) for name in recipe.sources}
-    valid = {name: _Forward(t.scan(upto=seen[-1].upto[name])) for name, t in tables.items()}
-    released = {name: _Releases(store, recipe, name, seen[-1]) for name in recipe.sources}
-    for look in seen:
-        for name in recipe.sources:
-            yield from valid[name].read(look.upto[name])
-            yield from released[name].read(look)
-
-
-class _Forward:
-    """A table's rows, from one version to the next."""
-
-    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
-        self._batches = batches
-        self._rest: pa.RecordBatch | None = None
-
-    def read(self, upto: int) -> Iterator[pa.RecordBatch]:
-        """The rows not read yet that versions up to this one brought."""
-        while (batch := self._next()) is not None:
-            count = int(np.searchsorted(batch[VERSION].to_numpy(), upto, "right"))
-            if count:
-                yield batch.slice(0, count)
-            if count < batch.num_rows:
-                self._rest = batch.slice(count)
-                return
-
-    def _next(self) -> pa.RecordBatch | None:
-        rest, self._rest = self._rest, None
-        return rest if rest is not None else next(self._batches, None)
-
-
-class _Releases:
-    """The rows of one source that people let through, each as soon as they had."""
-
-    def __init__(self, store: Store, recipe: Recipe, source: str, last: Look) -> None:
-        self._store, self._recipe, self._source = store, recipe, source
-        self._waiting = self._standing(last)
-        self._seen: tuple[int, int] | None = None
-
-    def read(self, look: Look) -> Iterator[pa.RecordBatch]:
-        """The rows that this look was the first to let through."""
-        upto = look.upto[self._source]
-        if not self._waiting or self._seen == (upto, look.decisions):
-            return
-        self._seen = upto, look.decisions
-        due = pa.array(sorted(self._waiting & self._standing(look)), pa.string())
-        columns = self._recipe.sources[self._source].columns
-        raw = self._store.table(self._recipe.name, raw_tables(self._recipe)[self._source])
-        for batch in _renamed(raw.scan(upto=upto), columns) if len(due) else ():
-            rows = batch.filter(pc.is_in(batch[ROW_ID], due))
-            self._waiting -= set(rows[ROW_ID].to_pylist())
-            yield rows
-
-    def _standing(self, look: Look) -> set[str]:
-        decided = _decided(self._store, self._recipe, look.decisions)
-        return set(decisions.released(decided, self._source))
-
-
 def valid_table(store: Store, recipe: Recipe, source: str) -> Table:
     """Where a source's rows are that met the contract."""
     return store.table(recipe.name, valid_tables(recipe)[source])
 
 
-def _decided(store: Store, recipe: Recipe, upto: int) -> dict[str, Decision]:
+def decided_upto(store: Store, recipe: Recipe, upto: int) -> dict[str, Decision]:
+    """What people had decided by one version of the decisions; -1 is before the first."""
     if upto < 0:
         return {}
     contracts = list(valid_tables(recipe).values())
