@@ -102,7 +102,14 @@ class ObjectStore(Store):
             if error.transient:
                 raise
             return [MANIFEST]
-        return [name for name, one in entries.items() if not self._is_stored(path, name, one)]
+        damaged = []
+        total = sum(one["size_bytes"] for one in entries.values())
+        with self._transfer(f"check {path}", total) as advance:
+            for name, entry in entries.items():
+                if not self._is_stored(path, name, entry):
+                    damaged.append(name)
+                advance(entry["size_bytes"])
+        return damaged
 
     def is_intact(self, artifact: Artifact) -> bool:
         """Whether the objects are still there, by manifest digest and sizes."""
