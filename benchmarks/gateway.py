@@ -153,18 +153,17 @@ def serve(which: str, folder: str, port: str) -> None:
 
 def serve_gateway(folder: Path, port: int) -> None:
     """Penstock's gateway."""
-    from penstock.serving.config import ServeConfig
-    from penstock.serving.routes import ServedVersion
+    from penstock.serve_section import Serve
+    from penstock.serving.gateway import Surroundings
+    from penstock.serving.routes import ServedVersion, Targets
     from penstock.serving.server import serve as serve_forever
 
     class Fixed:
-        def production(self) -> ServedVersion:
-            return ServedVersion("m", 1, 1, folder, "ab" * 32, "run", "data")
+        def targets(self, name: str) -> Targets:
+            return Targets(ServedVersion(name, 1, 1, folder, "ab" * 32, "run", "data"))
 
-    config = ServeConfig(
-        model="m", port=port, metrics_port=0, embedding=None, cache_dir=folder.parent / "cache"
-    )
-    serve_forever(config, Fixed())
+    config = Serve.model_validate({"models": {"m": {}}, "port": port, "metrics_port": 0})
+    serve_forever(config.completed("m"), Surroundings(Fixed(), folder.parent / "cache"))
 
 
 def serve_bare(folder: Path, port: int) -> None:

@@ -12,7 +12,6 @@ import argparse
 import difflib
 import inspect
 import json
-import re
 import sys
 import types
 from collections.abc import Iterator
@@ -61,9 +60,11 @@ _SEEN_BY = {
     "gate": "Seen by gate. [Judge lm-eval results](how-to/gate-lm-eval-results.md) explains names and margins.",
     "register": "Seen by register and deploy.",
     "deploy": "Seen by deploy.",
-    "serve": "Read by `penstock serve`, and by register, which tries `backend`. [Serve](how-to/serve.md) explains it.",
+    "serve": "Read by `penstock serve`, and by register, which tries the backend. [Serve](how-to/serve.md) explains it.",
 }
 
+# Mappings whose keys are names; the keys of the others are columns.
+_BY_NAME = {"sources", "serve.models", "serve.routes"}
 # Not a place, and yet in no stage's settings.
 _NO_FINGERPRINT = {"ingest.min_new_examples"}
 # Under a place, and yet in a stage's settings.
@@ -138,7 +139,7 @@ def _inner(path: str, annotation: Any, enters: bool) -> Iterator[Key]:
         for one in inner:
             yield from _inner(path, one, enters)
     elif origin is dict:
-        place = "NAME" if path == "sources" else "COLUMN"
+        place = "NAME" if path in _BY_NAME else "COLUMN"
         yield from _inner(f"{path}.{place}", inner[1], enters)
     elif origin is list:
         yield from _inner(f"{path}[]", inner[0], enters)
@@ -152,7 +153,7 @@ def _key(path: str, info: FieldInfo, enters: bool, lookup: str = "") -> Key:
         "prepare.engine.type": "engines",
         "train.launcher.type": "launchers",
         "evaluate.backend.type": "evaluators",
-        "serve.backend": "backends",
+        "serve.models.NAME.backend.type": "backends",
     }
     if path in seams:
         seam = seams[path]
@@ -181,7 +182,7 @@ def _adapters(section: str) -> Iterator[str]:
     if section == "evaluate":
         yield from _options("evaluators", "Options of the backend")
     if section == "serve":
-        yield from _backend_options()
+        yield from _options("backends", "Options of the backend")
 
 
 def _options(seam: str, title: str) -> Iterator[str]:
@@ -194,20 +195,6 @@ def _options(seam: str, title: str) -> Iterator[str]:
         yield f"{_first_sentence(adapter)}\n"
         # Where a training runs does not matter for what it is.
         yield _table(_keys_of(fields, "", enters=seam != "launchers"))
-
-
-def _backend_options() -> Iterator[str]:
-    """Backends name their options in their docstring, under ``Options:``."""
-    for name in registry.BUILTIN["backends"]:
-        text = inspect.getdoc(registry.resolve("backends", name)) or ""
-        _, found, block = text.partition("Options:\n")
-        if not found:
-            continue
-        yield f"### Options of the backend `{name}`\n"
-        yield "| key | meaning |\n|---|---|"
-        for key, meaning in re.findall(r"^    (\w+): (.*(?:\n      .*)*)", block, re.M):
-            yield f"| `{key}` | {' '.join(meaning.split())} |"
-        yield ""
 
 
 def _first_sentence(adapter: Any) -> str:

@@ -54,7 +54,7 @@ evaluate: {tasks: [word_order], num_fewshot: 0}
 gate: {min: {word_order: 0.6}, max_regression: {word_order: 0.01}}
 register: {model: penny}
 deploy: {alias: canary}
-serve: {port: 0, embedding: null}
+serve: {port: 0, models: {m: {}}}
 """
 
 
@@ -111,7 +111,7 @@ def test_every_section_is_read(load):
     assert recipe.prepare.transforms[1].extra == {"columns": ["response"]}
     assert recipe.validate_.expectations[0].kwargs == {"column": "instruction"}
     assert recipe.gate.max_regression == {"word_order": 0.01}
-    assert recipe.serve.embedding is None
+    assert list(recipe.serve.models) == ["m"]
 
 
 def test_a_step_may_be_a_name_one_key_or_a_mapping_with_a_type(load):
@@ -236,7 +236,7 @@ validate:
     [
         ("trian: {}", "trian", "train"),
         ("train: {model: {hiden_size: 8}}", "train.model.hiden_size", "hidden_size"),
-        ("serve: {embedding: {modell: x}}", "serve.embedding.modell", "model"),
+        ("serve: {models: {m: {sorce: x}}}", "serve.models.m.sorce", "source"),
         ("validate: {length: {x: {min: 1, max: 2, mex: 3}}}", "validate.length.x.mex", "max"),
         (
             "validate: {expectations: [{name: x, kwarg: {}}]}",
@@ -256,7 +256,7 @@ validate:
         ("prepare: {transforms: [dedup]}", "prepare.transforms.0.type", "dedupe"),
         ("prepare: {engine: locale}", "prepare.engine.type", "local"),
         ("train: {launcher: loca}", "train.launcher.type", "local"),
-        ("serve: {backend: transformer}", "serve.backend", "transformers"),
+        ("serve: {models: {m: {backend: transformer}}}", "serve.models.m.backend.type", "transformers"),
     ],
 )
 def test_a_wrong_key_or_name_at_any_depth_is_answered_with_the_nearest(
@@ -422,7 +422,7 @@ def test_every_missing_variable_is_named_with_its_place(mistakes):
     [
         ("name: demo", "name: ${SECRET}"),
         ("name: demo", "name: demo\nseed: ${SECRET}"),
-        ("name: demo", "name: demo\nserve: {backend: '${SECRET}'}"),
+        ("name: demo", "name: demo\nserve: {models: {m: {backend: '${SECRET}'}}}"),
         ("name: demo", "name: demo\ntrain: {scheduler: '${SECRET}'}"),
         ("type: files", "type: ${SECRET}"),
         ("type: files", "type: '${SECRET}:x'"),

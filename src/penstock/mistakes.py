@@ -88,6 +88,8 @@ def without_secrets(mistake: Mistake, unexpanded: Any, variables: Mapping[str, s
 def value_at(tree: Any, path: tuple[str | int, ...]) -> Any:
     """The value at ``path``, or None where the file does not go that far."""
     for part in path:
+        if isinstance(tree, str) and part == "type":
+            return tree  # ``engine: ray`` is short for its type
         try:
             tree = tree[part]
         except (KeyError, IndexError, TypeError):

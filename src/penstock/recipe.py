@@ -8,7 +8,7 @@ that enters fingerprints: moving a project or adding a worker retrains nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     model_validator,
@@ -24,65 +23,13 @@ from pydantic import (
 
 from penstock import registry
 from penstock.folders import SCHEMES
+from penstock.section import Later, Place, Plugin, Section, ShortStep, known, named_step
+from penstock.serve_section import Serve
 
 # The task made of the validation split: bits per byte of its responses, an
 # evaluation that needs nothing but the user's own rows.
 HELD_OUT = "held_out"
 DEFAULT_EVALUATOR = "hf"
-
-
-class Place:
-    """Marks a field that says where, not what: it never enters a fingerprint."""
-
-
-class Later:
-    """Marks a field that came after results were made without it.
-
-    While it is null it is not in the canonical form, so those results stay hits.
-    """
-
-
-def _known(seam: str) -> Callable[[str], str]:
-    """A check that a name stands for something; ``"module:Object"`` is found when used."""
-
-    def check(name: str) -> str:
-        if ":" not in name and name not in registry.names(seam):
-            raise ValueError(
-                f"not one of the {seam}.{registry.did_you_mean(name, registry.names(seam))}"
-            )
-        return name
-
-    return check
-
-
-class WithoutKey:
-    """Says in a JSON Schema that an object does not have a key."""
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-
-    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
-        """The object's own schema, with the key ruled out."""
-        return {**handler(core), "not": {"required": [self.key]}}
-
-
-class Section(BaseModel):
-    """Base of all recipe sections and adapter options: frozen, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Plugin(Section):
-    """A section whose ``type`` chooses an adapter, which checks the other keys itself."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
-
-    type: str = Field(description='A registered name, or "module:Object" beside the recipe.')
-
-    @property
-    def extra(self) -> dict[str, Any]:
-        """The keys that are the adapter's own options."""
-        return dict(self.__pydantic_extra__ or {})
 
 
 class SourceConfig(Plugin):
@@ -100,23 +47,6 @@ class FeaturesConfig(Plugin):
 
 class TransformConfig(Plugin):
     """One step of preparation."""
-
-
-def named_step(value: Any) -> Any:
-    """Accept ``dedupe`` and ``filter: {...}`` for ``{type: ..., ...}``."""
-    if isinstance(value, str):
-        return {"type": value}
-    if isinstance(value, dict) and "type" not in value and len(value) == 1:
-        (name, options), *_ = value.items()
-        if options is None or isinstance(options, dict):
-            return {"type": name, **(options or {})}
-    return value
-
-
-# ``filter: {...}``: one key, which is the name.
-_ShortStep = Annotated[
-    dict[str, dict[str, Any] | None], Field(min_length=1, max_length=1), WithoutKey("type")
-]
 
 
 class ContractFile(Section):
@@ -199,7 +129,7 @@ class Validate(Section):
     rules: list[
         Annotated[
             RuleConfig,
-            BeforeValidator(named_step, json_schema_input_type=RuleConfig | str | _ShortStep),
+            BeforeValidator(named_step, json_schema_input_type=RuleConfig | str | ShortStep),
         ]
     ] = Field(
         [],
@@ -221,7 +151,7 @@ class TokenizerConfig(Section):
 class EngineConfig(Plugin):
     """Where transforms run."""
 
-    type: Annotated[str, AfterValidator(_known("engines"))] = Field(
+    type: Annotated[str, AfterValidator(known("engines"))] = Field(
         "local", description="Where transforms run. `engine: ray` is short for it."
     )
 
@@ -232,12 +162,12 @@ class Prepare(Section):
     engine: Annotated[
         EngineConfig,
         Place(),
-        BeforeValidator(named_step, json_schema_input_type=EngineConfig | str | _ShortStep),
+        BeforeValidator(named_step, json_schema_input_type=EngineConfig | str | ShortStep),
     ] = EngineConfig()
     transforms: list[
         Annotated[
             TransformConfig,
-            BeforeValidator(named_step, json_schema_input_type=TransformConfig | str | _ShortStep),
+            BeforeValidator(named_step, json_schema_input_type=TransformConfig | str | ShortStep),
         ]
     ] = Field(
         [
@@ -311,7 +241,7 @@ def _pinned_version(base: str) -> str:
 class LauncherConfig(Plugin):
     """Where the training loop runs."""
 
-    type: Annotated[str, AfterValidator(_known("launchers"))] = Field(
+    type: Annotated[str, AfterValidator(known("launchers"))] = Field(
         "local", description="Where the training loop runs. `launcher: ray` is short for it."
     )
 
@@ -336,7 +266,7 @@ class Train(Section):
     launcher: Annotated[
         LauncherConfig,
         Place(),
-        BeforeValidator(named_step, json_schema_input_type=LauncherConfig | str | _ShortStep),
+        BeforeValidator(named_step, json_schema_input_type=LauncherConfig | str | ShortStep),
     ] = LauncherConfig()
     base: Annotated[str, AfterValidator(_pinned_version)] = Field(
         "scratch",
@@ -394,7 +324,7 @@ class Train(Section):
 class EvaluatorConfig(Plugin):
     """What the model computes in while lm-eval measures it."""
 
-    type: Annotated[str, AfterValidator(_known("evaluators"))] = Field(
+    type: Annotated[str, AfterValidator(known("evaluators"))] = Field(
         DEFAULT_EVALUATOR,
         description="What the model computes in. `backend: vllm` is short for it. Any but `hf` "
         "enters the fingerprint, with its options and its library's version.",
@@ -417,7 +347,7 @@ class Evaluate(Section):
     backend: Annotated[
         EvaluatorConfig,
         Place(),
-        BeforeValidator(named_step, json_schema_input_type=EvaluatorConfig | str | _ShortStep),
+        BeforeValidator(named_step, json_schema_input_type=EvaluatorConfig | str | ShortStep),
     ] = EvaluatorConfig()
     apply_chat_template: bool = Field(
         False, description="Ask through the chat template, as a user would."
@@ -473,45 +403,6 @@ class Deploy(Section):
         pattern=r"^[a-z][a-z0-9_-]*$",
         description="Name of the pointer that serving follows.",
     )
-
-
-class Embedding(Section):
-    """The embedding model behind /v1/embeddings."""
-
-    model: str = Field("all-MiniLM-L6-v2", min_length=1, description="The name clients ask for.")
-    backend: str = Field("sentence_transformers", description="What embeds.")
-    folder: Path | None = Field(None, description="Null takes the packaged model.")
-
-
-class Serve(Section):
-    """The gateway; none of it enters a fingerprint."""
-
-    host: str = Field(
-        "127.0.0.1",
-        description="Where to listen. The gateway asks nobody for a password.",
-    )
-    port: int = Field(8000, ge=0, le=65535, description="0 picks a free one.")
-    metrics_port: int | None = Field(9090, ge=0, le=65535, description="Null: no metrics.")
-    backend: Annotated[str, AfterValidator(_known("backends"))] = Field(
-        "ctranslate2", description="What generates."
-    )
-    backend_options: dict[str, Any] = Field(
-        default_factory=dict, description="Passed to the backend; listed below."
-    )
-    try_before_promotion: bool = Field(
-        True,
-        description="A model that passed the gate is loaded in `backend` and answers one prompt, "
-        "or it is not registered.",
-    )
-    embedding: Embedding | None = Field(Embedding(), description="Null turns `/v1/embeddings` off.")
-    max_queue: int = Field(64, ge=0, description="Requests that wait; the next get HTTP 429.")
-    max_concurrency: int = Field(16, ge=1, description="Requests computed at once.")
-    request_timeout_s: float = Field(
-        60.0, gt=0, description="From a request's first byte to its answer's last; then HTTP 504."
-    )
-    max_body_bytes: int = Field(2**20, ge=1024, description="Longer bodies get HTTP 413.")
-    drain_timeout_s: float = Field(30.0, ge=0, description="For answers in flight at SIGTERM.")
-    poll_interval_s: float = Field(0.5, gt=0, description="How often the pointer is read.")
 
 
 class Recipe(Section):
@@ -677,6 +568,7 @@ def json_schema() -> dict[str, Any]:
         ("engines", "EngineConfig"),
         ("launchers", "LauncherConfig"),
         ("evaluators", "EvaluatorConfig"),
+        ("backends", "BackendConfig"),
     ):
         properties = schema["$defs"][definition]["properties"]
         properties["type"]["examples"] = registry.names(seam)

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from penstock import registry
 from penstock.errors import RecipeError
 from penstock.mistakes import Mistake, mistakes_of, report, twice, value_at, without_secrets
-from penstock.recipe import Recipe, named_step
+from penstock.recipe import Recipe
+from penstock.section import named_step
 
 
 def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -153,6 +154,16 @@ def _plugins(tree: Any) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, 
         # What is no registered name, the recipe's own model says.
         if isinstance(config, dict) and config.get("type") in registry.names(seam):
             yield seam, (section, key), config
+    yield from _backends(tree)
+
+
+def _backends(tree: Any) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, Any]]]:
+    serve = tree.get("serve")
+    models = serve.get("models") if isinstance(serve, dict) else None
+    for name, model in models.items() if isinstance(models, dict) else ():
+        config = named_step(model.get("backend")) if isinstance(model, dict) else None
+        if isinstance(config, dict) and config.get("type") in registry.names("backends"):
+            yield "backends", ("serve", "models", name, "backend"), config
 
 
 def _plugin_mistakes(

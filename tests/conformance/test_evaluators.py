@@ -17,8 +17,8 @@ import openai_server
 import vllm_environment
 from penstock.errors import EvaluationError
 from penstock.evaluators.base import Evaluation
-from penstock.recipe import Section
 from penstock.registry import names, resolve
+from penstock.section import Section
 
 pytestmark = pytest.mark.slow
 DIGEST = "5e" * 32

@@ -11,7 +11,7 @@ import feast_repo
 import tiny_project
 from penstock.pipeline import open_pipeline
 from penstock.prompt import Prompt
-from penstock.serving.production import LedgerPointers, serve_config
+from penstock.serving.production import served
 from penstock.serving.server import BackgroundServer
 
 pytestmark = pytest.mark.slow
@@ -60,18 +60,15 @@ def test_a_model_learns_and_answers_with_the_features_of_its_users(tmp_path):
     assert begins["a"] == {"plan free, tickets 1", "plan pro, tickets 2"}
     assert begins["b"] == {"plan free, tickets 3"}
     with feast_repo.serving(path.parent / "features") as url:
-        told = open_pipeline(path, {"features.url": url, "serve.embedding": None})
-        pointers = LedgerPointers(told.recipe, told.store, told.ledger)
-        config = serve_config(told.recipe, told.store).model_copy(
-            update={"port": 0, "metrics_port": None}
-        )
-        with BackgroundServer(config, pointers) as server:
+        changed = {"serve.models": {"tiny": {}}, "serve.port": 0, "serve.metrics_port": None}
+        told = open_pipeline(path, {"features.url": url, **changed})
+        with BackgroundServer(*served(told.recipe, told.store, told.ledger)) as server:
             server.wait_ready()
             _check_prompts(server)
 
 
 def _check_prompts(server):
-    text = server.gateway.table.route().text
+    text = next(iter(server.gateway.models.values())).table.current.text
     assert isinstance(text.prompt, Prompt)
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
 

@@ -14,7 +14,7 @@ from penstock.errors import StoreError
 from penstock.explain import explain
 from penstock.lineage import trace
 from penstock.pipeline import open_pipeline
-from penstock.serving.production import LedgerPointers
+from penstock.serving.production import served
 from penstock.serving.response_id import new_response_id
 
 pytestmark = pytest.mark.slow
@@ -59,10 +59,11 @@ def test_another_host_finds_every_result(hosts):
 
 def test_another_host_serves_downloads_and_traces_what_the_first_made(hosts, tmp_path):
     pipeline = opened(hosts[1])
-    served = LedgerPointers(pipeline.recipe, pipeline.store, pipeline.ledger).production()
-    assert served.folder.is_relative_to(hosts[1] / ".penstock")
-    served.fetch()
-    assert damaged_files(served.folder) == []
+    _, around = served(pipeline.recipe, pipeline.store, pipeline.ledger)
+    version = around.pointers.targets("tiny").champion
+    assert version.folder.is_relative_to(hosts[1] / ".penstock")
+    version.fetch()
+    assert damaged_files(version.folder) == []
     model = models.download(pipeline, None, None, tmp_path / "model")
     assert model.version == 1
     assert (tmp_path / "model" / "model.safetensors").is_file()

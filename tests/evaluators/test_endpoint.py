@@ -22,7 +22,8 @@ from penstock.errors import EvaluationError, RecipeError
 from penstock.evaluators.base import Evaluation
 from penstock.evaluators.endpoint import EndpointEvaluator, EndpointOptions
 from penstock.evaluators.hf import HfEvaluator, HfOptions
-from penstock.serving.config import ServeConfig
+from penstock.serve_section import ModelConfig, Serve
+from penstock.serving.gateway import Surroundings
 from penstock.serving.server import BackgroundServer
 
 pytestmark = pytest.mark.slow
@@ -313,15 +314,10 @@ class TestGateway:
     @pytest.fixture(scope="class")
     @classmethod
     def gateway(cls, pointer, tmp_path_factory):
-        config = ServeConfig(
-            model="penny",
-            port=0,
-            metrics_port=None,
-            embedding=None,
-            poll_interval_s=0.02,
-            cache_dir=tmp_path_factory.mktemp("cache"),
-        )
-        with BackgroundServer(config, pointer) as server:
+        models = {"penny": ModelConfig(registered="penny")}
+        config = Serve(port=0, metrics_port=None, models=models, poll_interval_s=0.02)
+        around = Surroundings(pointer, tmp_path_factory.mktemp("cache"))
+        with BackgroundServer(config, around) as server:
             server.wait_ready(60)
             yield f"{server.url}/v1"
 

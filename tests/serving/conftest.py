@@ -7,10 +7,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import fake_backend
-from doubles import FAKE, Pointer, served
+from doubles import Pointer, model, served
 from tiny_llama import save_tokenizer
 
-from penstock.serving.config import EmbeddingConfig, ServeConfig
+from penstock.serve_section import Serve
+from penstock.serving.gateway import Surroundings
 from penstock.serving.server import BackgroundServer
 
 
@@ -37,21 +38,26 @@ def gateway(fake_folders, pointer, tmp_path):
 
         def start(ready=True, **settings):
             fake_backend.EVENTS.clear()
-            config = ServeConfig(
+            models = {
+                "penny": model(),
+                "vectors": model(task="embed", source=str(fake_folders[3])),
+            }
+            around = Surroundings(
+                pointer,
+                tmp_path / "cache",
+                features=settings.pop("features", None),
+                observers=settings.pop("observers", ()),
+            )
+            config = Serve(
                 **{
-                    "model": "penny",
                     "port": 0,
                     "metrics_port": 0,
-                    "backend": FAKE,
-                    "embedding": EmbeddingConfig(
-                        model="vectors", backend=FAKE, folder=fake_folders[3]
-                    ),
+                    "models": models | settings.pop("more", {}),
                     "poll_interval_s": 0.02,
-                    "cache_dir": tmp_path / "cache",
                     **settings,
                 }
             )
-            server = stack.enter_context(BackgroundServer(config, pointer))
+            server = stack.enter_context(BackgroundServer(config, around))
             if ready:
                 server.wait_ready(30)
             return server

@@ -4,7 +4,8 @@ import socket
 import time
 from pathlib import Path
 
-from penstock.serving.routes import ServedVersion
+from penstock.serve_section import BackendConfig, ModelConfig
+from penstock.serving.routes import ServedVersion, Targets
 
 FAKE = "fake_backend:FakeBackend"
 
@@ -14,12 +15,19 @@ class Pointer:
 
     def __init__(self, version=None):
         self.version = version
+        self.challenger, self.share, self.rollout = None, 0.0, ""
         self.error = None
 
-    def production(self):
+    def targets(self, name):
         if self.error is not None:
             raise self.error
-        return self.version
+        return Targets(self.version, self.challenger, self.share, self.rollout)
+
+
+def model(backend=FAKE, options=None, **settings):
+    """What a recipe says about one model."""
+    settings.setdefault("registered", None if "source" in settings else "penny")
+    return ModelConfig(backend=BackendConfig(type=backend, **(options or {})), **settings)
 
 
 def served(folder, number, epoch=None, digest=None):

@@ -12,7 +12,7 @@ from collections import Counter
 import numpy as np
 
 from penstock.errors import ServingError
-from penstock.serving.backends.base import Chunk
+from penstock.serving.backends.base import Backend, Chunk
 
 EVENTS = Counter()
 LOAD_DELAY_S = {}
@@ -28,18 +28,18 @@ class ByteTokenizer:
         return bytes(token_ids).decode()
 
 
-class FakeBackend:
-    capabilities = frozenset({"generate", "embed"})
+class FakeBackend(Backend):
+    capabilities = frozenset({"generate", "embed", "rerank", "classify"})
 
     def __init__(self, files):
         self._files = files
-        self._name = files.folder.name
+        self._name = files.path.name
         self.closed = False
 
     def load(self):
         EVENTS[f"load {self._name}"] += 1
         time.sleep(LOAD_DELAY_S.get(self._name, 0))
-        if (self._files.folder / "broken").exists():
+        if (self._files.path / "broken").exists():
             raise ServingError(f"{self._name} is broken.")
         assert self._files.text.vocab_size > 0
         EVENTS["open"] += 1
@@ -72,6 +72,18 @@ class FakeBackend:
             await asyncio.sleep(3600)
         vectors = np.array([[len(text), 1.5, -2.0] for text in texts], dtype=np.float32)
         return vectors, sum(map(len, texts))
+
+    async def rerank(self, query, documents):
+        shared = [len(set(query) & set(one)) / len(set(query)) for one in documents]
+        return np.array(shared, dtype=np.float32), len(query) + sum(map(len, documents))
+
+    @property
+    def labels(self):
+        return self._files.labels
+
+    async def classify(self, texts):
+        scores = [[0.9 if label in text else 0.1 for label in self.labels] for text in texts]
+        return np.array(scores, dtype=np.float32), sum(map(len, texts))
 
     def close(self):
         EVENTS["open"] -= 1

@@ -4,35 +4,61 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from penstock.serving.config import ServeConfig
+from penstock.serve_section import Serve
 
 
-def test_only_the_model_has_to_be_named_and_only_loopback_is_listened_on():
-    config = ServeConfig(model="m")
+def test_nothing_has_to_be_said_and_only_loopback_is_listened_on():
+    config = Serve().completed("m")
     assert (config.host, config.port, config.metrics_port) == ("127.0.0.1", 8000, 9090)
-    assert config.backend == "ctranslate2"
-    assert config.embedding.model == "all-MiniLM-L6-v2"
+    assert {name: one.task for name, one in config.models.items()} == {
+        "m": "generate",
+        "all-MiniLM-L6-v2": "embed",
+    }
+    assert config.models["m"].registered == "m"
+    assert config.models["m"].backend_name == "ctranslate2"
+
+
+def test_models_that_are_named_are_the_only_ones():
+    config = Serve(models={"a": {"backend": {"vllm_like:B": {"x": 1}}}}).completed("m")
+    assert list(config.models) == ["a"]
+    assert (config.models["a"].backend_name, config.models["a"].options) == (
+        "vllm_like:B",
+        {"x": 1},
+    )
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "said"),
     [
-        {"model": ""},
-        {"port": 65536},
-        {"max_queue": -1},
-        {"max_concurrency": 0},
-        {"request_timeout_s": 0},
-        {"potr": 1},
+        ({"port": 65536}, "port"),
+        ({"max_queue": -1}, "max_queue"),
+        ({"max_concurrency": 0}, "max_concurrency"),
+        ({"request_timeout_s": 0}, "request_timeout_s"),
+        ({"potr": 1}, "potr"),
+        ({"models": {"m": {"registered": "a", "source": "b"}}}, "comes from one of them"),
+        ({"models": {"m": {"labels": ["a"]}}}, "classifier"),
+        ({"models": {"m": {"backend": "vlm"}}}, "not one of the backends"),
+        ({"models": {"m": {"replicas": {"min": 3, "max": 2}}}}, "min 3 is above max 2"),
+        ({"models": {"m": {"fallbacks": ["x"]}}}, "no model 'x'"),
+        ({"models": {"m": {}}, "routes": {"r": {"to": "x"}}}, "no model 'x'"),
+        ({"models": {"m": {}}, "routes": {"m": {"to": "m"}}}, "a model's name already"),
+        (
+            {
+                "models": {"m": {}},
+                "routes": {"r": {"to": "m", "rules": [{"when": {"intent": "i"}, "to": "m"}]}},
+            },
+            "name the classifier",
+        ),
     ],
 )
-def test_a_wrong_setting_is_refused(wrong):
-    with pytest.raises(ValidationError):
-        ServeConfig(**{"model": "m", **wrong})
+def test_a_wrong_setting_is_refused(wrong, said):
+    with pytest.raises(ValidationError, match=said):
+        Serve.model_validate(wrong)
 
 
-def test_the_config_imports_nothing_heavy():
+def test_the_section_imports_nothing_heavy():
     code = (
-        "import sys, penstock.serving.config;"
+        "import sys, penstock.serve_section;"
         "heavy = {'torch', 'transformers', 'ctranslate2', 'numpy', 'starlette', 'uvicorn',"
         " 'prometheus_client', 'sentence_transformers', 'fastapi'};"
         "print(sorted(heavy & set(sys.modules)))"

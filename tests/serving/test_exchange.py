@@ -2,23 +2,24 @@ import asyncio
 import json
 
 import pytest
-from doubles import Pointer
+from doubles import Pointer, model
 
 from penstock.errors import Overloaded, UnknownModel
+from penstock.serve_section import Serve
 from penstock.serving.app import create_app
-from penstock.serving.config import ServeConfig
 from penstock.serving.exchange import ExchangeLayer
-from penstock.serving.gateway import Gateway
+from penstock.serving.gateway import Gateway, Surroundings
 
 LIMIT_BYTES = 2_048
 
 
 def layer(app=None, **settings):
     """The exchange layer around ``app``, or the whole gateway."""
-    config = ServeConfig(model="m", embedding=None, max_body_bytes=LIMIT_BYTES, **settings)
+    config = Serve(models={"m": model()}, max_body_bytes=LIMIT_BYTES, **settings)
+    around = Surroundings(Pointer())
     if app is None:
-        return create_app(config, Pointer())
-    return ExchangeLayer(app, Gateway(config, Pointer()))
+        return create_app(config, around)
+    return ExchangeLayer(app, Gateway(config, around))
 
 
 async def ask(app, path="/x", method="POST", body=(b"",), headers=(), then=None):
@@ -134,7 +135,7 @@ def test_an_answer_that_takes_too_long_is_a_504():
 def test_a_stream_that_takes_too_long_ends_with_an_error_event():
     async def hang(scope, receive, send):
         exchange = scope["state"]["exchange"]
-        exchange.streaming = True
+        exchange.facts.stream = True
         await exchange.start(200, {})
         await exchange.send(
             {"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True}

@@ -12,13 +12,18 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from doubles import FAKE, served, wait_until
+from doubles import model, served, wait_until
 
 from penstock.errors import PenstockError, RecipeError
-from penstock.serving.config import EmbeddingConfig
+from penstock.serve_section import ModelConfig
 from penstock.serving.response_id import parse_response_id
 
 pytestmark = pytest.mark.slow
+
+
+def readiness(server, name="penny"):
+    """What the readiness page says of a model."""
+    return httpx.get(f"{server.url}/readyz").json()["models"][name]
 
 
 def complete(server, prompt, **more):
@@ -293,19 +298,19 @@ def test_tokens_and_times_are_counted(gateway):
 
 def test_an_embedding_model_that_cannot_be_loaded_stops_the_gateway(gateway, tmp_path):
     (tmp_path / "broken").touch()
-    broken = EmbeddingConfig(model="vectors", backend=FAKE, folder=tmp_path)
+    broken = model(task="embed", source=str(tmp_path))
     with pytest.raises(PenstockError, match="is broken"):
-        gateway(embedding=broken)
-    with pytest.raises(RecipeError, match="No installed package holds"):
-        gateway(embedding=EmbeddingConfig(model="unheard-of"))
+        gateway(more={"vectors": broken})
+    with pytest.raises(RecipeError, match="no installed package holds"):
+        gateway(more={"vectors": ModelConfig(task="embed", source="unheard-of")})
 
 
 def test_a_backend_that_cannot_generate_is_named_on_the_readiness_page(gateway):
-    server = gateway(ready=False, backend="sentence_transformers")
-    wait_until(lambda: server.gateway.watcher.failure)
-    answer = httpx.get(f"{server.url}/readyz")
-    assert answer.status_code == 503
-    assert "cannot generate" in answer.json()["load_failure"]["error"]
+    server = gateway(ready=False, more={"penny": model("sentence_transformers")})
+    failure = lambda: readiness(server)["load_failure"]  # noqa: E731
+    wait_until(failure)
+    assert httpx.get(f"{server.url}/readyz").status_code == 503
+    assert "cannot generate" in failure()["error"]
 
 
 class TestPromotion:
@@ -342,6 +347,7 @@ class TestPromotion:
         self, gateway, pointer, fake_folders, events
     ):
         server = gateway()
+        table = server.gateway.models["penny"].table
         answers, failures, stop = [], [], threading.Event()
         clients = [
             threading.Thread(
@@ -354,7 +360,7 @@ class TestPromotion:
         for move in range(self.NUM_MOVES):
             number = 1 + (move + 1) % 3
             pointer.version = served(fake_folders[number], number, epoch=10 + move)
-            wait_until(lambda move=move: server.gateway.table.current.served.epoch == 10 + move)
+            wait_until(lambda move=move: table.current.served.epoch == 10 + move)
             time.sleep(0.05)
         stop.set()
         for client in clients:
@@ -374,12 +380,13 @@ class TestPromotion:
         server = gateway()
         (tmp_path / "broken").touch()
         pointer.version = served(tmp_path, 2)
-        wait_until(lambda: server.gateway.watcher.failure)
+        wait_until(lambda: readiness(server)["load_failure"])
         assert complete(server, "x").headers["x-penstock-model-version"] == "1"
         ready = httpx.get(f"{server.url}/readyz")
         assert ready.status_code == 200
-        assert (ready.json()["version"], ready.json()["wanted_version"]) == (1, 2)
-        assert "is broken" in ready.json()["load_failure"]["error"]
+        shown = readiness(server)
+        assert (shown["version"], shown["wanted_version"]) == (1, 2)
+        assert "is broken" in shown["load_failure"]["error"]
         assert sample(server, "penstock_load_failures_total", model="penny") >= 1
         pointer.version = served(fake_folders[2], 2, epoch=3)
         wait_until(lambda: complete(server, "x").headers["x-penstock-model-version"] == "2")
@@ -393,7 +400,7 @@ class TestPromotion:
             lines = answer.iter_lines()
             next(lines)
             pointer.version = served(fake_folders[2], 2)
-            wait_until(lambda: server.gateway.table.current.served.version == 2)
+            wait_until(lambda: server.gateway.models["penny"].table.current.served.version == 2)
             assert complete(server, "x").headers["x-penstock-model-version"] == "2"
             assert events["open"] == 3
             rest = "\n".join(lines)

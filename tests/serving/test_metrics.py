@@ -28,7 +28,7 @@ def filled():
     metrics.queue_wait.labels("m").observe(0.1)
     metrics.first_token.labels("m").observe(0.1)
     metrics.load_failures.labels("m").inc()
-    metrics.show_served(served("x", 3, epoch=9))
+    metrics.show_served("penny", "champion", served("x", 3, epoch=9))
     return metrics
 
 
@@ -67,12 +67,13 @@ def test_promtool_has_nothing_to_say(shown):
 
 def test_only_the_served_version_has_a_series():
     metrics = filled()
-    metrics.show_served(served("x", 4, epoch=10))
+    metrics.show_served("penny", "champion", served("x", 4, epoch=10))
+    metrics.show_served("other", "champion", served("y", 1))
     samples = [s for family in metrics.registry.collect() for s in family.samples]
     shown = [s.labels["version"] for s in samples if s.name == "penstock_served_version_info"]
-    assert shown == ["4"]
+    assert shown == ["4", "1"]
     assert metrics.registry.get_sample_value("penstock_route_epoch", {"model": "penny"}) == 10
-    metrics.show_served(None)
+    metrics.show_served("penny", "champion", None)
     assert metrics.registry.get_sample_value("penstock_route_epoch", {"model": "penny"}) is None
 
 

@@ -7,7 +7,8 @@ import pytest
 from doubles import Pointer, served
 from tiny_llama import TEXTS, save_llama, save_trained_llama
 
-from penstock.serving.config import ServeConfig
+from penstock.serve_section import Serve
+from penstock.serving.gateway import Surroundings
 from penstock.serving.server import BackgroundServer
 
 pytestmark = pytest.mark.slow
@@ -30,14 +31,9 @@ def pointer(folders):
 
 @pytest.fixture(scope="module")
 def server(pointer, tmp_path_factory):
-    config = ServeConfig(
-        model="penny",
-        port=0,
-        metrics_port=0,
-        poll_interval_s=0.05,
-        cache_dir=tmp_path_factory.mktemp("cache"),
-    )
-    with BackgroundServer(config, pointer) as server:
+    config = Serve(port=0, metrics_port=0, poll_interval_s=0.05).completed("penny")
+    around = Surroundings(pointer, tmp_path_factory.mktemp("cache"))
+    with BackgroundServer(config, around) as server:
         server.wait_ready()
         yield server
 
@@ -173,7 +169,7 @@ def test_promotions_of_real_models_under_load_drop_and_mix_nothing(server, point
                 number = 1 + (move + 1) % 2
                 pointer.version = served(folders / f"v{number}", number, epoch=100 + move)
                 async with asyncio.timeout(30):
-                    while server.gateway.table.current.served.epoch != 100 + move:
+                    while server.gateway.models["penny"].table.current.served.epoch != 100 + move:
                         await asyncio.sleep(0.01)
                 await asyncio.sleep(0.1)
             stop.set()

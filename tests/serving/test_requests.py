@@ -162,14 +162,17 @@ def test_only_texts_can_be_embedded(texts):
     assert caught.value.param.startswith("input")
 
 
-def test_the_short_form_has_two_shapes():
+def test_the_short_form_has_a_shape_for_each_task():
     assert isinstance(parse_short(b'{"endpoint": "generate", "prompt": "x"}'), ShortGenerate)
     assert parse_short(b'{"endpoint": "embed", "texts": ["x"]}') == ShortEmbed(
         endpoint="embed", texts=["x"]
     )
+    ranked = parse_short(b'{"endpoint": "rerank", "query": "q", "documents": ["a", {"text": "b"}]}')
+    assert ranked.texts == ["a", "b"]
+    assert parse_short(b'{"endpoint": "classify", "texts": ["x"]}').texts == ["x"]
 
 
-@pytest.mark.parametrize("body", [b"{}", b'{"endpoint": "rerank"}', b'{"endpoint": ["embed"]}'])
-def test_another_short_form_is_told_the_two(body):
-    with pytest.raises(InvalidRequest, match="'generate' or 'embed'"):
+@pytest.mark.parametrize("body", [b"{}", b'{"endpoint": "sing"}', b'{"endpoint": ["embed"]}'])
+def test_another_short_form_is_told_which_there_are(body):
+    with pytest.raises(InvalidRequest, match="one of 'generate', 'embed'"):
         parse_short(body)

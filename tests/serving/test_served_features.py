@@ -1,14 +1,14 @@
 """Features in the prompts of a served model."""
 
-import fake_backend
 import httpx
 import pytest
-from doubles import Pointer, served
+from doubles import Pointer, model, served
 from tiny_llama import save_tokenizer
 
 from memory_store import MemoryStore
 from penstock.features.base import FeatureOptions
-from penstock.serving.config import ServeConfig
+from penstock.serve_section import Serve
+from penstock.serving.gateway import Surroundings
 from penstock.serving.server import BackgroundServer
 
 SETTINGS = {
@@ -31,11 +31,10 @@ def start(tmp_path):
         save_tokenizer(folder, CONTENT_ONLY)
         (folder / "config.json").write_text('{"max_position_embeddings": 256}')
         FeatureOptions(**{**SETTINGS, **changed}).prompt.save(folder)
-        config = ServeConfig(
-            model="penny", port=0, metrics_port=0, backend=f"{fake_backend.__name__}:FakeBackend",
-            embedding=None, cache_dir=tmp_path / "cache", features=store,
-        )  # fmt: skip
-        server = BackgroundServer(config, Pointer(served(folder, 1)))
+        config = Serve(port=0, metrics_port=0, models={"penny": model()})
+        pointer = Pointer(served(folder, 1))
+        around = Surroundings(pointer, tmp_path / "cache", features=store)
+        server = BackgroundServer(config, around)
         servers.append(server)
         server.__enter__().wait_ready(30)
         return server

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from doubles import free_port, wait_until
+from doubles import Pointer, free_port, model, wait_until
 
 from penstock.errors import PenstockError
-from penstock.serving.config import ServeConfig
+from penstock.serve_section import Serve
+from penstock.serving.gateway import Surroundings
 from penstock.serving.server import serve
 
 pytestmark = pytest.mark.slow
@@ -23,18 +24,19 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
-from doubles import FAKE, Pointer, served
+from doubles import Pointer, model, served
 from fake_backend import ByteTokenizer
 from penstock.errors import PenstockError
-from penstock.serving.config import ServeConfig
+from penstock.serve_section import Serve
+from penstock.serving.gateway import Surroundings
 from penstock.serving.model_text import ModelText
 from penstock.serving.server import serve
 # Importing transformers for its tokenizer would take most of the test's time.
 ModelText.load = lambda folder: ModelText(ByteTokenizer(), 64, 256, frozenset())
-config = ServeConfig(model="penny", backend=FAKE, embedding=None, metrics_port=None,
-                     **json.loads(sys.argv[2]))
+config = Serve(models={{"penny": model()}}, metrics_port=None, **json.loads(sys.argv[2]))
+around = Surroundings(Pointer(served(sys.argv[1], 1)))
 try:
-    serve(config, Pointer(served(sys.argv[1], 1)), lambda at: print(at.url, flush=True))
+    serve(config, around, lambda at: print(at.url, flush=True))
 except PenstockError as error:
     sys.exit(f"{{error.message}} {{error.hint}}")
 print("drained", flush=True)
@@ -138,9 +140,9 @@ def test_a_taken_port_is_named_with_what_to_do(process):
 def test_a_taken_metrics_port_frees_the_other_again():
     port = free_port()
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        config = ServeConfig(model="m", port=port, metrics_port=taken.getsockname()[1])
+        config = Serve(models={"m": model()}, port=port, metrics_port=taken.getsockname()[1])
         with pytest.raises(PenstockError, match="Metrics cannot listen"):
-            serve(config, None)
+            serve(config, Surroundings(Pointer()))
     socket.create_server(("127.0.0.1", port)).close()
 
 

@@ -50,7 +50,12 @@ class World:
     def play(self, scenario):
         async def main():
             self.watcher = PointerWatcher(
-                self.pointer, self.load, self.table, self.metrics, poll_interval_s=0.005
+                lambda: self.pointer.targets("penny"),
+                self.load,
+                self.table,
+                self.metrics,
+                poll_interval_s=0.005,
+                model="penny",
             )
             self.watcher.start()
             try:
@@ -131,7 +136,7 @@ def test_a_version_that_cannot_be_loaded_keeps_the_old_one_and_is_tried_less_and
         assert world.watcher.failure is None
 
     World().play(scenario)
-    assert "Version 2 cannot be loaded" in caplog.text
+    assert "Version 2 of penny cannot be loaded" in caplog.text
 
 
 def test_a_new_move_of_the_pointer_is_tried_at_once_after_a_failure():

@@ -15,8 +15,8 @@ from penstock.ledger import Pointer
 from penstock.lineage import trace
 from penstock.model_files import content_digest
 from penstock.pipeline import open_pipeline
-from penstock.serving.loading import load_version
-from penstock.serving.production import LedgerPointers, serve_config
+from penstock.serving.loading import Loader
+from penstock.serving.production import served
 from penstock.serving.response_id import new_response_id
 
 pytestmark = pytest.mark.slow
@@ -107,13 +107,14 @@ def test_files_that_changed_in_mlflow_are_not_taken(serving, theirs, continues):
 
 
 def test_the_gateway_fetches_and_loads_it(serving, theirs):
-    served = LedgerPointers(serving.recipe, serving.store, serving.ledger).production()
-    assert not served.folder.exists()
-    config = serve_config(serving.recipe, serving.store)
-    load_version(config, served).backend.close()
-    assert content_digest(served.folder) == served.digest
+    config, around = served(serving.recipe, serving.store, serving.ledger)
+    version = around.pointers.targets("tiny").champion
+    assert not version.folder.exists()
+    loader = Loader("tiny", config.models["tiny"], config, around.cache_dir)
+    loader.version(version).backend.close()
+    assert content_digest(version.folder) == version.digest
     shutil.rmtree(theirs)
-    load_version(config, served).backend.close()
+    loader.version(version).backend.close()
 
 
 def test_a_response_of_it_has_no_training_to_be_traced_to(serving):

@@ -110,6 +110,10 @@ def flip_a_byte(path):
     path.write_bytes(data)
 
 
+def served_by(backend):
+    return {"serve.models": {"tiny": {"backend": f"turbines_of_this_test:{backend}"}}}
+
+
 @pytest.mark.parametrize(
     ("backend", "why"),
     [
@@ -121,7 +125,7 @@ def flip_a_byte(path):
 )
 def test_a_model_that_the_serving_backend_cannot_run_is_not_registered(project, backend, why):
     settings = {
-        "serve.backend": f"turbines_of_this_test:{backend}",
+        **served_by(backend),
         "serve.request_timeout_s": 0.5 if backend == "Slow" else 60,
     }
     with pytest.raises(ServingError, match=rf"passed the gate, but .*{backend} cannot.*{why}"):
@@ -132,7 +136,7 @@ def test_a_model_that_the_serving_backend_cannot_run_is_not_registered(project, 
 
 def test_once_the_backend_is_mended_only_the_promotion_is_left_to_do(project):
     with pytest.raises(ServingError):
-        run(project, {"serve.backend": "turbines_of_this_test:Broken"})
+        run(project, served_by("Broken"))
     came = run(project)
     assert {stage: outcome for stage, outcome in came.items() if outcome == "ran"} == {
         "register": "ran",
@@ -145,17 +149,17 @@ def test_what_serves_keeps_serving_when_its_successor_cannot_be_loaded(project):
     run(project)
     tiny_project.write_rows(project / "data" / "second.jsonl", 40, seed=2)
     with pytest.raises(ServingError, match="no turbine"):
-        run(project, {"serve.backend": "turbines_of_this_test:Broken"})
+        run(project, served_by("Broken"))
     assert (versions(project), serving(project)) == ([1], 1)
 
 
 def test_a_backend_that_only_embeds_is_a_mistake(project):
-    with pytest.raises(RecipeError, match="does not generate"):
-        run(project, {"serve.backend": "turbines_of_this_test:Embedding"})
+    with pytest.raises(RecipeError, match="backend cannot generate"):
+        run(project, served_by("Embedding"))
 
 
 def test_trying_the_backend_can_be_left_out_where_it_is_not_installed(project):
-    off = {"serve.backend": "turbines_of_this_test:Broken", "serve.try_before_promotion": False}
+    off = {**served_by("Broken"), "serve.try_before_promotion": False}
     run(project, off)
     assert serving(project) == 1
 

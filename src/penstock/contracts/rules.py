@@ -21,7 +21,8 @@ from pydantic import Field, model_validator
 
 from penstock.artifacts import digest_of, file_digest
 from penstock.errors import RecipeError
-from penstock.recipe import Recipe, Section, registered
+from penstock.recipe import Recipe, registered
+from penstock.section import Section
 from penstock.tokenizer import load_tokenizer
 from penstock.transforms import pii, repetition
 

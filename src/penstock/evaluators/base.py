@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Protocol
 from penstock.errors import EvaluationError
 from penstock.evaluators import harness
 from penstock.evaluators.harness import Bar, Unusable
-from penstock.recipe import Section
 from penstock.registry import require
+from penstock.section import Section
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from penstock.evaluators import harness
 from penstock.evaluators.asking import Asker
 from penstock.evaluators.base import Evaluation, usable
 from penstock.evaluators.processes import running
-from penstock.recipe import Place, Section
 from penstock.registry import require
+from penstock.section import Place, Section
 
 Api = Literal["completions", "chat"]
 _NEED_LIKELIHOODS = {"loglikelihood", "loglikelihood_rolling", "multiple_choice"}

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from penstock.evaluators import harness
 from penstock.evaluators.base import Evaluation, usable
-from penstock.recipe import Section
 from penstock.registry import require
+from penstock.section import Section
 
 
 class HfOptions(Section):

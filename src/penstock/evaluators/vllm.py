@@ -23,7 +23,7 @@ from penstock.errors import EvaluationError
 from penstock.evaluators import harness
 from penstock.evaluators.base import Evaluation
 from penstock.evaluators.processes import Running, running
-from penstock.recipe import Place, Section
+from penstock.section import Place, Section
 
 _VERSIONS = """
 import importlib.metadata, json

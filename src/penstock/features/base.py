@@ -23,7 +23,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from penstock.prompt import INSTRUCTION, Prompt, Value, short_name
-from penstock.recipe import Section
+from penstock.section import Section
 
 # The column of ``at``'s rows that holds their times: timestamp[us, UTC].
 TIME = "event_timestamp"

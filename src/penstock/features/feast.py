@@ -25,8 +25,8 @@ from penstock.child_process import end_child
 from penstock.errors import FeatureError
 from penstock.features.base import FeatureOptions
 from penstock.prompt import Value
-from penstock.recipe import Place
 from penstock.registry import require
+from penstock.section import Place
 
 _WORKER = Path(__file__).with_name("feast_worker.py")
 _ROW = "_row"

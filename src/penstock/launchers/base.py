@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from penstock.recipe import Section
+from penstock.section import Section
 
 Report = Callable[[int, int, dict[str, float]], None]
 

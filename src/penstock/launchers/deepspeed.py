@@ -19,7 +19,7 @@ from penstock.errors import MissingExtra, TrainingError
 from penstock.launchers.base import Report, Trained, Training
 from penstock.launchers.mailbox import Mailbox
 from penstock.launchers.processes import run_group
-from penstock.recipe import Section
+from penstock.section import Section
 
 _WORKER = "penstock.launchers.worker"
 # Where more than one host takes part, something else must start the workers there.

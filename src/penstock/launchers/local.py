@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from penstock.launchers.base import Report, Trained, Training
-from penstock.recipe import Section
+from penstock.section import Section
 
 
 class LocalOptions(Section):

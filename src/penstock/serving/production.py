@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from penstock.conversions import conversions
+from penstock.features.base import FeatureStore
 from penstock.ledger import Ledger
 from penstock.recipe import Recipe
-from penstock.serving.config import ServeConfig
-from penstock.serving.routes import ServedVersion
+from penstock.serve_section import Serve
+from penstock.serving.gateway import Surroundings
+from penstock.serving.routes import ServedVersion, Targets
 from penstock.store import Store
 from penstock.version_files import fetched, folder_of
 
@@ -18,24 +20,39 @@ if TYPE_CHECKING:
 
 
 class LedgerPointers:
-    """The ledger's production pointer, as the gateway reads it."""
+    """The ledger's pointers, as the gateway reads them.
 
-    def __init__(self, recipe: Recipe, store: Store, ledger: Ledger) -> None:
+    Args:
+        recipe: Whose models are served.
+        serve: Its ``serve`` section, completed.
+        store: Holds the models.
+        ledger: Holds the pointers.
+    """
+
+    def __init__(self, recipe: Recipe, serve: Serve, store: Store, ledger: Ledger) -> None:
         self._recipe = recipe
+        self._models = serve.models
         self._store = store
         self._ledger = ledger
 
-    def production(self) -> ServedVersion | None:
-        """The version in production, or None while there is none."""
-        name = self._recipe.model_name
-        pointer = self._ledger.pointer(name, self._recipe.deploy.alias)
+    def targets(self, name: str) -> Targets:
+        """What should serve behind a model's name."""
+        model = self._models[name]
+        registered = model.registered or self._recipe.model_name
+        if isinstance(model.version, int):
+            return Targets(self._served(name, registered, model.version, 0))
+        alias = model.version or self._recipe.deploy.alias
+        pointer = self._ledger.pointer(registered, alias)
         if pointer is None:
-            return None
-        model = self._ledger.model(name, pointer.version)
+            return Targets()
+        return Targets(self._served(name, registered, pointer.version, pointer.epoch))
+
+    def _served(self, name: str, registered: str, version: int, epoch: int) -> ServedVersion:
+        model = self._ledger.model(registered, version)
         return ServedVersion(
             model=name,
             version=model.version,
-            epoch=pointer.epoch,
+            epoch=epoch,
             folder=folder_of(model, self._store),
             digest=model.digest,
             run_id=model.run_id,
@@ -44,25 +61,23 @@ class LedgerPointers:
         )
 
 
-def serve_config(recipe: Recipe, store: Store) -> ServeConfig:
-    """The recipe's serve section for one model, with conversions kept in the store."""
-    settings = recipe.serve.model_dump(exclude={"try_before_promotion"})
-    embedding = recipe.serve.embedding
-    if embedding is not None and embedding.folder is not None:
-        settings["embedding"]["folder"] = recipe.folder / embedding.folder
+def served(recipe: Recipe, store: Store, ledger: Ledger) -> tuple[Serve, Surroundings]:
+    """What a gateway of this project serves, and what it works with."""
+    serve = recipe.serve.completed(recipe.model_name)
+    features: FeatureStore | None = None
     if recipe.features is not None:
         feature_store, options = recipe.plugin("features", recipe.features)
-        settings["features"] = feature_store(options, recipe.folder)
-    return ServeConfig(model=recipe.model_name, cache_dir=conversions(store), **settings)
+        features = feature_store(options, recipe.folder)
+    return serve, Surroundings(
+        LedgerPointers(recipe, serve, store, ledger), conversions(store), recipe.folder, features
+    )
 
 
 def serve_production(pipeline: Pipeline) -> None:
     """Serve until told to stop; see ``server.serve``."""
     from penstock.serving.server import serve
 
-    recipe, store = pipeline.recipe, pipeline.store
-    config = serve_config(recipe, store)
-    serve(config, LedgerPointers(recipe, store, pipeline.ledger), _announce)
+    serve(*served(pipeline.recipe, pipeline.store, pipeline.ledger), _announce)
 
 
 def _announce(listening: Listening) -> None:

@@ -8,9 +8,10 @@ import time
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from penstock.serving.response_id import new_response_id
+from penstock.serving.backends.base import Floats
+from penstock.serving.facts import Facts
+from penstock.serving.response_id import ResponseKind, new_response_id
 from penstock.serving.routes import ServedVersion
 
 AnswerKind = Literal["chat", "text", "short"]
@@ -37,19 +38,20 @@ class AnswerShape:
     Args:
         kind: Chat, plain text or the short form.
         served: The version that answers.
-        num_prompt_tokens: For the usage.
+        facts: Told the answer's id; its token counts become the usage.
     """
 
-    def __init__(self, kind: AnswerKind, served: ServedVersion, num_prompt_tokens: int) -> None:
+    def __init__(self, kind: AnswerKind, served: ServedVersion, facts: Facts) -> None:
         self.kind = kind
         self.served = served
-        self.num_prompt_tokens = num_prompt_tokens
         self.created = int(time.time())
         self.id = new_response_id("chatcmpl" if kind == "chat" else "cmpl", served.digest)
+        self._facts = facts
+        facts.response_id = self.id
 
-    def whole(self, text: str, num_tokens: int, finish_reason: str) -> bytes:
+    def whole(self, text: str, finish_reason: str) -> bytes:
         """The answer as one object."""
-        counts = usage(self.num_prompt_tokens, num_tokens)
+        counts = self._usage()
         if self.kind == "short":
             return to_json(
                 {
@@ -81,10 +83,12 @@ class AnswerShape:
             return self._event({"delta": delta}, finish_reason, with_usage)
         return self._event({"text": text}, finish_reason, with_usage)
 
-    def usage_piece(self, num_tokens: int) -> bytes:
+    def usage_piece(self) -> bytes:
         """The event that ends a stream with its token counts."""
-        counts = usage(self.num_prompt_tokens, num_tokens)
-        return _event(self._frame([], self._piece_object) | {"usage": counts})
+        return _event(self._frame([], self._piece_object) | {"usage": self._usage()})
+
+    def _usage(self) -> dict[str, int]:
+        return usage(self._facts.prompt_tokens, self._facts.completion_tokens)
 
     @property
     def _piece_object(self) -> str:
@@ -113,9 +117,7 @@ def _event(content: object) -> bytes:
     return b"data: " + to_json(content) + b"\n\n"
 
 
-def embeddings_reply(
-    served: ServedVersion, vectors: NDArray[np.float32], num_tokens: int, as_base64: bool
-) -> bytes:
+def embeddings(served: ServedVersion, facts: Facts, vectors: Floats, as_base64: bool) -> bytes:
     """The answer of ``/v1/embeddings``; base64 is of little-endian float32."""
     data = [
         {
@@ -127,29 +129,108 @@ def embeddings_reply(
     ]
     return to_json(
         {
-            "id": new_response_id("emb", served.digest),
+            "id": _new_id("emb", served, facts),
             "object": "list",
             "model": served.model,
             "data": data,
-            "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+            "usage": _read(facts),
         }
     )
 
 
-def short_embeddings_reply(
-    served: ServedVersion, vectors: NDArray[np.float32], num_tokens: int
-) -> bytes:
+def short_embeddings(served: ServedVersion, facts: Facts, vectors: Floats) -> bytes:
     """The answer of the short form."""
     return to_json(
         {
-            "id": new_response_id("emb", served.digest),
+            "id": _new_id("emb", served, facts),
             "model": served.model,
             "version": served.version,
             "embeddings": vectors.tolist(),
-            "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+            "usage": _read(facts),
         }
     )
 
 
-def _base64(vector: NDArray[np.float32]) -> str:
+def ranking(
+    served: ServedVersion,
+    facts: Facts,
+    scores: Floats,
+    top_n: int | None,
+    documents: list[str] | None,
+) -> bytes:
+    """The answer of ``/v1/rerank``, best first: Jina's fields, and Cohere's beside them.
+
+    Args:
+        served: Who answers.
+        facts: Told the answer's id.
+        scores: Of each document.
+        top_n: So many are shown; None is all.
+        documents: To be repeated in the answer; None is not.
+    """
+    results: list[dict[str, Any]] = []
+    for index in np.argsort(-scores, kind="stable")[:top_n].tolist():
+        result: dict[str, Any] = {"index": index, "relevance_score": float(scores[index])}
+        if documents is not None:
+            result["document"] = {"text": documents[index]}
+        results.append(result)
+    return to_json(
+        {
+            "id": _new_id("rerank", served, facts),
+            "object": "list",
+            "model": served.model,
+            "results": results,
+            "usage": _read(facts),
+            "meta": {"billed_units": {"search_units": 1}},
+        }
+    )
+
+
+def classes(served: ServedVersion, facts: Facts, scores: Floats, labels: tuple[str, ...]) -> bytes:
+    """The answer of ``/v1/classify``: vLLM's fields, and Jina's beside them.
+
+    Args:
+        served: Who answers.
+        facts: Told the answer's id.
+        scores: Probabilities, shape (num_texts, num_labels).
+        labels: What they are of.
+    """
+    data = []
+    for index, row in enumerate(scores):
+        best = int(np.argmax(row))
+        probs = [float(one) for one in row]
+        pairs = [{"label": name, "score": one} for name, one in zip(labels, probs, strict=True)]
+        data.append(
+            {
+                "object": "classification",
+                "index": index,
+                "label": labels[best],
+                "prediction": labels[best],
+                "score": probs[best],
+                "probs": probs,
+                "num_classes": len(labels),
+                "predictions": pairs,
+            }
+        )
+    return to_json(
+        {
+            "id": _new_id("classify", served, facts),
+            "object": "list",
+            "created": int(time.time()),
+            "model": served.model,
+            "data": data,
+            "usage": {**_read(facts), "completion_tokens": 0},
+        }
+    )
+
+
+def _new_id(kind: ResponseKind, served: ServedVersion, facts: Facts) -> str:
+    facts.response_id = new_response_id(kind, served.digest)
+    return facts.response_id
+
+
+def _read(facts: Facts) -> dict[str, int]:
+    return {"prompt_tokens": facts.prompt_tokens, "total_tokens": facts.prompt_tokens}
+
+
+def _base64(vector: Floats) -> str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()

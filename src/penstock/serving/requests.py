@@ -20,6 +20,7 @@ from penstock.registry import did_you_mean
 
 HARMLESS = frozenset(
     {
+        "max_tokens_per_doc",
         "metadata",
         "parallel_tool_calls",
         "prompt_cache_key",
@@ -84,6 +85,7 @@ class Sampling(_Request):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    metadata: Metadata = Field(default_factory=dict, max_length=16)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -121,7 +123,6 @@ class ChatRequest(Sampling):
 
     model: str
     messages: list[Message] = Field(min_length=1)
-    metadata: Metadata = Field(default_factory=dict, max_length=16)
     max_completion_tokens: int | None = Field(None, ge=1)
 
 
@@ -143,18 +144,57 @@ class CompletionRequest(Sampling):
         return self.prompt
 
 
-class EmbeddingRequest(_Request):
+class _Texts(_Request):
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=_MAX_TEXTS)]
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts; one alone is a list of one."""
+        return [self.input] if isinstance(self.input, str) else self.input
+
+
+class EmbeddingRequest(_Texts):
     """``POST /v1/embeddings``."""
 
     model: str
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=_MAX_TEXTS)]
     encoding_format: Literal["float", "base64"] | None = None
+
+
+class ClassifyRequest(_Texts):
+    """``POST /v1/classify``."""
+
+    model: str
+
+
+class Document(_Request):
+    """A document as an object, as Jina's clients may send it."""
+
+    text: Text
+
+
+class _Ranking(_Request):
+    query: Text
+    documents: list[Text | Document] = Field(min_length=1, max_length=_MAX_TEXTS)
+    top_n: int | None = Field(None, ge=1)
+    return_documents: bool | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """The documents' texts."""
+        return [one if isinstance(one, str) else one.text for one in self.documents]
+
+
+class RerankRequest(_Ranking):
+    """``POST /v1/rerank``."""
+
+    model: str
 
 
 class ShortGenerate(Sampling):
     """``POST /`` with ``"endpoint": "generate"``."""
 
     endpoint: Literal["generate"]
+    model: str | None = None
     prompt: str
 
 
@@ -162,8 +202,32 @@ class ShortEmbed(_Request):
     """``POST /`` with ``"endpoint": "embed"``."""
 
     endpoint: Literal["embed"]
+    model: str | None = None
     texts: list[Text] = Field(min_length=1, max_length=_MAX_TEXTS)
 
+
+class ShortRerank(_Ranking):
+    """``POST /`` with ``"endpoint": "rerank"``."""
+
+    endpoint: Literal["rerank"]
+    model: str | None = None
+
+
+class ShortClassify(_Request):
+    """``POST /`` with ``"endpoint": "classify"``."""
+
+    endpoint: Literal["classify"]
+    model: str | None = None
+    texts: list[Text] = Field(min_length=1, max_length=_MAX_TEXTS)
+
+
+Short = ShortGenerate | ShortEmbed | ShortRerank | ShortClassify
+_SHORT: dict[object, type[Short]] = {
+    "generate": ShortGenerate,
+    "embed": ShortEmbed,
+    "rerank": ShortRerank,
+    "classify": ShortClassify,
+}
 
 RequestT = TypeVar("RequestT", bound=_Request)
 
@@ -178,23 +242,22 @@ def parse(body: bytes, shape: type[RequestT]) -> RequestT:
     return check(fields, shape)
 
 
-def parse_short(body: bytes) -> ShortGenerate | ShortEmbed:
+def parse_short(body: bytes) -> Short:
     """Read a request in the short form.
 
     Raises:
-        InvalidRequest: The body is not JSON, or neither of the two forms.
+        InvalidRequest: The body is not JSON, or none of the forms.
     """
     fields = _json_object(body)
-    if fields.get("endpoint") == "generate":
-        return check(fields, ShortGenerate)
-    if fields.get("endpoint") == "embed":
-        return check(fields, ShortEmbed)
-    raise InvalidRequest(
-        "'endpoint' must be 'generate' or 'embed'.",
-        'Send {"endpoint": "generate", "prompt": "..."} or '
-        '{"endpoint": "embed", "texts": ["..."]}.',
-        "endpoint",
-    )
+    endpoint = fields.get("endpoint")
+    if not isinstance(endpoint, str) or endpoint not in _SHORT:
+        raise InvalidRequest(
+            f"'endpoint' must be one of {', '.join(map(repr, _SHORT))}.",
+            'Send {"endpoint": "generate", "prompt": "..."} or '
+            '{"endpoint": "embed", "texts": ["..."]}.',
+            "endpoint",
+        )
+    return check(fields, _SHORT[endpoint])
 
 
 def check(fields: dict[str, Any], shape: type[RequestT]) -> RequestT:

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, get_args
 
 from penstock.errors import InvalidRequest
 
-ResponseKind = Literal["chatcmpl", "cmpl", "emb"]
+ResponseKind = Literal["chatcmpl", "cmpl", "emb", "rerank", "classify"]
 DIGEST_PREFIX_LENGTH = 16
 
 _KINDS: dict[str, ResponseKind] = {kind: kind for kind in get_args(ResponseKind)}

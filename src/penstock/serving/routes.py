@@ -1,7 +1,8 @@
-"""Which model version answers, and how that changes without dropping an answer.
+"""Which version of a model answers, and how that changes without dropping an answer.
 
 A promotion moves one reference. Answers in flight keep the route they started
 on; a route that was replaced closes its model when its last answer has ended.
+During a rollout a second version, the challenger, answers a share of the requests.
 Everything here happens on the gateway's event loop, so there are no locks.
 """
 
@@ -13,11 +14,13 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from penstock.errors import NotReady
 from penstock.serving.backends.base import Backend, ModelFiles
+from penstock.serving.breaker import Breaker
 from penstock.serving.model_text import ModelText
+from penstock.serving.sticky import place
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ class ServedVersion:
         model: The model's name.
         version: Its version number.
         epoch: Goes up with every move of the pointer, also with a move back.
-        folder: A transformers model folder.
+        folder: A transformers model folder; None for a model that lives elsewhere.
         digest: SHA-256 of the model artifact, 64 hex digits.
         run_id: The training run that made it.
         data_version: The data it was trained on.
@@ -40,7 +43,7 @@ class ServedVersion:
     model: str
     version: int
     epoch: int
-    folder: Path
+    folder: Path | None
     digest: str
     run_id: str
     data_version: str
@@ -70,11 +73,36 @@ class ServedVersion:
         )
 
 
-class Pointers(Protocol):
-    """Where the gateway reads which version to serve; the ledger implements it."""
+Arm = Literal["champion", "challenger"]
+ARMS: tuple[Arm, ...] = get_args(Arm)
 
-    def production(self) -> ServedVersion | None:
-        """The version in production, or None while there is none. May block, may raise."""
+
+@dataclass(frozen=True)
+class Targets:
+    """Which versions of one model should answer.
+
+    Attributes:
+        champion: The version that the alias names; None while it names none.
+        challenger: The version on trial, if one is.
+        share: Of the requests that the challenger answers, in [0, 1].
+        rollout: Id of the trial.
+    """
+
+    champion: ServedVersion | None = None
+    challenger: ServedVersion | None = None
+    share: float = 0.0
+    rollout: str = ""
+
+    def of(self, arm: Arm) -> ServedVersion | None:
+        """The version that should be in this place."""
+        return self.champion if arm == "champion" else self.challenger
+
+
+class Pointers(Protocol):
+    """Where the gateway reads which versions to serve; the ledger implements it."""
+
+    def targets(self, name: str) -> Targets:
+        """What should serve behind a model's name. May block, may raise."""
         ...
 
 
@@ -84,6 +112,7 @@ class Route:
     def __init__(self, served: ServedVersion, files: ModelFiles, backend: Backend) -> None:
         self.served = served
         self.backend = backend
+        self.breaker = Breaker()
         self._files = files
         self._num_in_flight = 0
         self._retired = False
@@ -91,9 +120,14 @@ class Route:
         self._closing: asyncio.Task[None] | None = None
 
     @property
-    def text(self) -> ModelText:
-        """The version's tokenizer and limits."""
-        return self._files.text
+    def text(self) -> ModelText | None:
+        """The version's tokenizer and limits; None for a model that reads text."""
+        return self._files.text if self.backend.reads == "tokens" else None
+
+    @property
+    def num_in_flight(self) -> int:
+        """Answers that are being computed."""
+        return self._num_in_flight
 
     @contextlib.contextmanager
     def lease(self) -> Iterator[Route]:
@@ -128,39 +162,74 @@ class Route:
 
 
 class RouteTable:
-    """The one reference that a promotion moves."""
+    """The references that promotions and rollouts move.
+
+    Attributes:
+        share: Of the requests that the challenger answers, in [0, 1].
+        rollout: Id of the trial, if there is one.
+    """
 
     def __init__(self) -> None:
-        self._current: Route | None = None
+        self._routes: dict[Arm, Route | None] = dict.fromkeys(ARMS)
         self._retired: set[Route] = set()
+        self.share = 0.0
+        self.rollout = ""
 
     @property
     def current(self) -> Route | None:
-        """The route that new requests take."""
-        return self._current
+        """The champion's route."""
+        return self._routes["champion"]
 
-    def route(self) -> Route:
-        """The route that new requests take.
+    @property
+    def challenger(self) -> Route | None:
+        """The challenger's route, while there is one."""
+        return self._routes["challenger"]
+
+    def route(self, conversation: str | None = None, again: bool = False) -> tuple[Route, Arm]:
+        """The route that a new request takes.
+
+        Args:
+            conversation: Requests of one conversation stay with one version for as long
+                as the share does not shrink; None is a conversation of its own.
+            again: The request failed before: the champion gets it.
 
         Raises:
-            NotReady: No version is loaded.
+            NotReady: No version is loaded, or the model does not answer.
         """
-        if self._current is None:
+        if self.challenger is not None and not again:
+            chosen = place(conversation, self.rollout) < self.share
+            if chosen and self.challenger.breaker.admits():
+                return self.challenger, "challenger"
+        if self.current is None:
             raise NotReady(
                 "No model version is ready yet.",
                 "Wait until /readyz answers 200; it says what is missing.",
             )
-        return self._current
+        if not self.current.breaker.admits():
+            raise NotReady("This model does not answer at the moment.", "Try again.")
+        return self.current, "champion"
 
-    def swap(self, new: Route | None) -> None:
+    def swap(self, new: Route | None, arm: Arm = "champion") -> None:
         """Send new requests to ``new``; the old route ends with its last answer."""
-        old, self._current = self._current, new
+        old, self._routes[arm] = self._routes[arm], new
         if old is not None:
             self._retired = {route for route in self._retired if not route._closed.is_set()}
             self._retired.add(old)
             old.retire()
 
+    def promote(self, served: ServedVersion) -> None:
+        """The challenger becomes the champion, without being loaded again.
+
+        Args:
+            served: The same version, as the moved pointer names it.
+        """
+        route, self._routes["challenger"] = self._routes["challenger"], None
+        if route is not None:
+            route.served = served
+        self.swap(route)
+
     async def close(self) -> None:
-        """Retire the current route and wait until all models are closed."""
-        self.swap(None)
+        """Retire all routes and wait until their models are closed."""
+        for arm in ARMS:
+            self.swap(None, arm)
         await asyncio.gather(*(route.closed() for route in self._retired))

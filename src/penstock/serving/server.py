@@ -17,11 +17,10 @@ import uvicorn
 
 from penstock.errors import NotReady, PenstockError
 from penstock.monitoring.metrics import MetricsServer
+from penstock.serve_section import Serve
 from penstock.serving.app import create_app
-from penstock.serving.config import ServeConfig
 from penstock.serving.exchange import ExchangeLayer
-from penstock.serving.gateway import Gateway
-from penstock.serving.routes import Pointers
+from penstock.serving.gateway import Gateway, Surroundings
 
 _BACKLOG = 2_048
 # Longer than clients keep idle connections, so that it is not us who closes one
@@ -43,8 +42,8 @@ class Listening(NamedTuple):
 
 
 def serve(
-    config: ServeConfig,
-    pointers: Pointers,
+    config: Serve,
+    around: Surroundings,
     announce: Callable[[Listening], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then let the answers in flight finish.
@@ -52,14 +51,14 @@ def serve(
     A second signal ends the process at once.
 
     Args:
-        config: What the user set.
-        pointers: Which version to serve; followed all the time.
+        config: The recipe's ``serve`` section, completed.
+        around: What the gateway works with.
         announce: Called once the port is open.
 
     Raises:
         PenstockError: A port is taken, or the embedding model cannot be loaded.
     """
-    with _Listener(config, pointers) as listener:
+    with _Listener(config, around) as listener:
         if announce is not None:
             announce(listener.listening)
         asyncio.run(listener.run())
@@ -72,7 +71,7 @@ class BackgroundServer:
 
     ::
 
-        with BackgroundServer(config, pointers) as server:
+        with BackgroundServer(config, around) as server:
             server.wait_ready()
             httpx.get(f"{server.url}/v1/models")
 
@@ -82,12 +81,12 @@ class BackgroundServer:
         gateway: Its insides.
     """
 
-    def __init__(self, config: ServeConfig, pointers: Pointers) -> None:
+    def __init__(self, config: Serve, around: Surroundings) -> None:
         self._config = config
-        self._pointers = pointers
+        self._around = around
 
     def __enter__(self) -> BackgroundServer:
-        self._listener = _Listener(self._config, self._pointers).__enter__()
+        self._listener = _Listener(self._config, self._around).__enter__()
         self.url, self.metrics_url = self._listener.listening
         self.gateway: Gateway = self._listener.app.gateway
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
@@ -126,10 +125,10 @@ class BackgroundServer:
 class _Listener:
     """Open ports and what answers on them."""
 
-    def __init__(self, config: ServeConfig, pointers: Pointers) -> None:
+    def __init__(self, config: Serve, around: Surroundings) -> None:
         self._config = config
         self.fatal: PenstockError | None = None
-        self.app: ExchangeLayer = create_app(config, pointers, self._stop_for)
+        self.app: ExchangeLayer = create_app(config, around, self._stop_for)
         self.server = _Server(
             uvicorn.Config(
                 self.app,

@@ -1,4 +1,4 @@
-"""Follows the production pointer: loads what it names, then moves the route.
+"""Follows what should serve: loads what is named, then moves the route.
 
 Polling and loading happen in one thread, so neither a slow database nor a
 large model blocks the event loop. Whatever fails, the last good route serves on.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from penstock.errors import PenstockError
 from penstock.monitoring.metrics import ServingMetrics
-from penstock.serving.routes import Pointers, Route, RouteTable, ServedVersion
+from penstock.serving.routes import ARMS, Arm, Route, RouteTable, ServedVersion, Targets
 
 logger = logging.getLogger(__name__)
 
@@ -44,37 +44,53 @@ class LoadFailure:
 
 
 class PointerWatcher:
-    """Keeps a route table in step with a production pointer.
+    """Keeps a route table in step with what should serve.
 
     Args:
-        pointers: What to follow.
+        poll: Says what should; may block, may raise.
         load: Turns a version into a route; blocking.
         table: What to keep in step; touched on the event loop only.
         metrics: Told about moves and failures.
-        poll_interval_s: Time between two looks at the pointer.
+        poll_interval_s: Time between two looks.
+        model: The name clients ask for, a label of metrics.
+
+    Attributes:
+        wanted: What should serve, as it was last read.
     """
 
     def __init__(
         self,
-        pointers: Pointers,
+        poll: Callable[[], Targets],
         load: Callable[[ServedVersion], Route],
         table: RouteTable,
         metrics: ServingMetrics,
         poll_interval_s: float,
+        model: str,
     ) -> None:
-        self._pointers = pointers
+        self._ask = poll
         self._load = load
         self._table = table
         self._metrics = metrics
         self._poll_interval_s = poll_interval_s
+        self._model = model
         self._stopped = threading.Event()
-        self._serving: ServedVersion | None = None
+        self._serving: dict[Arm, ServedVersion | None] = dict.fromkeys(ARMS)
+        self._failures: dict[Arm, LoadFailure | None] = dict.fromkeys(ARMS)
         self._poll_broken = False
-        self.failure: LoadFailure | None = None
-        self.wanted: ServedVersion | None = None
+        self.wanted = Targets()
+
+    @property
+    def failure(self) -> LoadFailure | None:
+        """Why the champion is not what it should be, if so."""
+        return self._failures["champion"]
+
+    @property
+    def trial_failure(self) -> LoadFailure | None:
+        """Why the challenger cannot be tried, if so."""
+        return self._failures["challenger"]
 
     def start(self) -> None:
-        """Begin to follow the pointer; call it on the event loop."""
+        """Begin to follow; call it on the event loop."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="pointer-watcher", daemon=True)
         self._thread.start()
@@ -89,13 +105,13 @@ class PointerWatcher:
             try:
                 self._follow(self._poll())
             except Exception:
-                logger.exception("Following the production pointer failed; trying on")
+                logger.exception("Following the pointer of %s failed; trying on", self._model)
             self._stopped.wait(self._poll_interval_s)
 
-    def _poll(self) -> ServedVersion | None:
-        """The pointer; while it cannot be read, what it said last."""
+    def _poll(self) -> Targets:
+        """What should serve; while that cannot be read, what was read last."""
         try:
-            self.wanted = self._pointers.production()
+            self.wanted = _distinct(self._ask())
         except Exception as error:
             self._metrics.poll_failures.inc()
             if not self._poll_broken:
@@ -107,77 +123,124 @@ class PointerWatcher:
             self._poll_broken = False
         return self.wanted
 
-    def _follow(self, wanted: ServedVersion | None) -> None:
-        if wanted == self._serving:
-            self.failure = None
-        elif wanted is None:
-            self._swap(None, None)
-        elif self._serving is not None and wanted.same_model(self._serving):
-            self._relabel(wanted)
-        elif self._may_try(wanted):
-            self._replace(wanted)
+    def _follow(self, targets: Targets) -> None:
+        self._share(targets)
+        for arm in ARMS:
+            self._follow_one(arm, targets.of(arm))
 
-    def _may_try(self, wanted: ServedVersion) -> bool:
-        failure = self.failure
-        if failure is None or failure.epoch != wanted.epoch:
+    def _share(self, targets: Targets) -> None:
+        share = targets.share if targets.challenger is not None else 0.0
+        if (share, targets.rollout) != (self._table.share, self._table.rollout):
+
+            def move() -> None:
+                self._table.share, self._table.rollout = share, targets.rollout
+                self._metrics.rollout_share.labels(self._model).set(share)
+
+            self._on_loop(move)
+
+    def _follow_one(self, arm: Arm, wanted: ServedVersion | None) -> None:
+        serving = self._serving[arm]
+        if wanted == serving:
+            self._failures[arm] = None
+        elif wanted is None:
+            self._swap(arm, None, None)
+        elif serving is not None and wanted.same_model(serving):
+            self._relabel(arm, wanted)
+        elif arm == "champion" and self._on_trial(wanted):
+            self._promote(wanted)
+        elif self._may_try(arm, wanted):
+            self._replace(arm, wanted)
+
+    def _on_trial(self, wanted: ServedVersion) -> bool:
+        challenger = self._serving["challenger"]
+        return challenger is not None and wanted.same_model(challenger)
+
+    def _may_try(self, arm: Arm, wanted: ServedVersion) -> bool:
+        failure = self._failures[arm]
+        if failure is None or (failure.epoch, failure.version) != (wanted.epoch, wanted.version):
             return True
         return time.monotonic() >= failure.retry_at_s
 
-    def _replace(self, wanted: ServedVersion) -> None:
+    def _replace(self, arm: Arm, wanted: ServedVersion) -> None:
         started_s = time.monotonic()
         try:
             route = self._load(wanted)
         except Exception as error:
-            self._note_failure(wanted, error)
+            self._note_failure(arm, wanted, error)
             return
-        if self._stopped.is_set() or self._poll() != wanted:
+        if self._stopped.is_set() or self._poll().of(arm) != wanted:
             # The pointer moved on meanwhile: perhaps away from a bad version.
             route.backend.close()
             return
-        self._swap(route, wanted)
+        self._swap(arm, route, wanted)
         logger.info(
-            "Serving %s version %d (epoch %d), loaded in %.1f s",
+            "Serving %s version %d as %s (epoch %d), loaded in %.1f s",
             wanted.model,
             wanted.version,
+            arm,
             wanted.epoch,
             time.monotonic() - started_s,
         )
 
-    def _note_failure(self, wanted: ServedVersion, error: Exception) -> None:
-        before = self.failure
-        attempts = before.attempts + 1 if before and before.epoch == wanted.epoch else 1
+    def _note_failure(self, arm: Arm, wanted: ServedVersion, error: Exception) -> None:
+        before = self._failures[arm]
+        again = before is not None and before.epoch == wanted.epoch
+        attempts = before.attempts + 1 if before is not None and again else 1
         delay_s = min(_FIRST_RETRY_S * 2 ** (attempts - 1), _LAST_RETRY_S)
-        self._metrics.load_failures.labels(wanted.model).inc()
-        self.failure = LoadFailure(
+        self._metrics.load_failures.labels(self._model).inc()
+        self._failures[arm] = LoadFailure(
             wanted.version, wanted.epoch, attempts, str(error), time.monotonic() + delay_s
         )
         logger.error(
-            "Version %d cannot be loaded, the last one serves on; next try in %.0f s: %s",
+            "Version %d of %s cannot be loaded, the last one serves on; next try in %.0f s: %s",
             wanted.version,
+            self._model,
             delay_s,
             error,
             exc_info=None if isinstance(error, PenstockError) else error,
         )
 
-    def _swap(self, route: Route | None, served: ServedVersion | None) -> None:
-        self._move(lambda: self._table.swap(route), served)
+    def _swap(self, arm: Arm, route: Route | None, served: ServedVersion | None) -> None:
+        self._move(arm, lambda: self._table.swap(route, arm), served)
 
-    def _relabel(self, wanted: ServedVersion) -> None:
+    def _promote(self, wanted: ServedVersion) -> None:
+        """The version on trial is loaded already: it only changes its place."""
+        self._move("champion", lambda: self._table.promote(wanted), wanted)
+        self._serving["challenger"] = None
+        self._on_loop(lambda: self._metrics.show_served(self._model, "challenger", None))
+        logger.info("Version %d of %s is champion now", wanted.version, self._model)
+
+    def _relabel(self, arm: Arm, wanted: ServedVersion) -> None:
         """The pointer came back to the model that serves: nothing needs loading."""
 
         def relabel() -> None:
-            if self._table.current is not None:
-                self._table.current.served = wanted
+            route = self._table.current if arm == "champion" else self._table.challenger
+            if route is not None:
+                route.served = wanted
 
-        self._move(relabel, wanted)
+        self._move(arm, relabel, wanted)
 
-    def _move(self, move: Callable[[], None], served: ServedVersion | None) -> None:
+    def _move(self, arm: Arm, move: Callable[[], None], served: ServedVersion | None) -> None:
         """Change the route, and what is said about it, in one step of the event loop."""
 
-        async def run() -> None:
+        def both() -> None:
             move()
-            self.failure = None
-            self._metrics.show_served(served)
+            self._failures[arm] = None
+            self._metrics.show_served(self._model, arm, served)
+
+        self._on_loop(both)
+        self._serving[arm] = served
+
+    def _on_loop(self, step: Callable[[], None]) -> None:
+        async def run() -> None:
+            step()
 
         asyncio.run_coroutine_threadsafe(run(), self._loop).result(_SWAP_TIMEOUT_S)
-        self._serving = served
+
+
+def _distinct(targets: Targets) -> Targets:
+    """A challenger that has become champion is on trial no more."""
+    champion, challenger = targets.champion, targets.challenger
+    if champion is not None and challenger is not None and champion.same_model(challenger):
+        return Targets(champion)
+    return targets

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 import pyarrow as pa
 
 from penstock.errors import SourceError
-from penstock.recipe import Place, Section
+from penstock.section import Place, Section
 
 __all__ = [
     "EXCERPT_CHARACTERS",

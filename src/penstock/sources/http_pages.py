@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, model_validator
 
 from penstock.errors import SourceError, SourceUnavailable
-from penstock.recipe import Section
 from penstock.registry import did_you_mean, require
+from penstock.section import Section
 
 PAGINATORS = {
     "single": "SinglePagePaginator",

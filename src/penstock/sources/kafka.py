@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pydantic import BeforeValidator, Field, model_validator
 
 from penstock.errors import SourceError, SourceUnavailable
-from penstock.recipe import Section
+from penstock.section import Section
 from penstock.sources.base import (
     OFFSET,
     AnyOptions,

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from penstock.errors import SourceError
-from penstock.recipe import Place
+from penstock.section import Place
 
 CHUNK_BYTES = 1 << 20
 # A longer line is not a row of text anyone trains on, it is a file without newlines.

@@ -31,15 +31,18 @@ def try_serving(recipe: Recipe, store: Store, folder: Path, digest: str) -> None
 
     Raises:
         ServingError: It cannot be loaded, or gives no answer.
-        RecipeError: There is no such backend, or it does not generate.
+        RecipeError: There is no such backend, or it does something else.
         MissingExtra: What the backend needs is not installed here.
     """
-    name = recipe.serve.backend
+    served = recipe.serve.completed(recipe.model_name).of_registered(recipe.model_name)
+    if served is None:
+        return  # this recipe trains a model that another gateway serves
+    name = served.backend_name
     backend_class = registry.resolve("backends", name, recipe.folder)
-    if "generate" not in backend_class.capabilities:
-        raise RecipeError(f"serve.backend: {name!r} does not generate.")
+    if served.task not in backend_class.capabilities:
+        raise RecipeError(f"serve.models: the {name} backend cannot {served.task}.")
     cache = conversion(conversions(store), digest)
-    files = ModelFiles(folder, cache, recipe.serve.backend_options)
+    files = ModelFiles(folder, cache, served.options)
     try:
         backend = backend_class(files)
         backend.load()
@@ -54,8 +57,8 @@ def try_serving(recipe: Recipe, store: Store, folder: Path, digest: str) -> None
 
 
 _HINT = (
-    "Nothing was registered or promoted, and what serves keeps serving. Mend serve.backend and "
-    "its options and run again; training and evaluation are not repeated."
+    "Nothing was registered or promoted, and what serves keeps serving. Mend the backend under "
+    "serve.models and run again; training and evaluation are not repeated."
 )
 
 

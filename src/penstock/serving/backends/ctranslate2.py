@@ -18,12 +18,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from penstock.errors import ServingError
 from penstock.ledger import is_dead, this_process
 from penstock.registry import require
-from penstock.serving.backends.base import Capability, Chunk, Generation, ModelFiles
-from penstock.serving.backends.options import read_options
+from penstock.section import Section
+from penstock.serving.backends.base import Backend, Capability, Chunk, Generation, ModelFiles
 from penstock.serving.jobs import Job, JobQueue
 from penstock.serving.model_text import LOADING, ModelText, go_offline
 
@@ -38,30 +39,31 @@ _RANDOM_SEED = 2**32 - 1  # CTranslate2's own word for "seed from the machine's 
 _seeding = threading.Lock()
 
 
-class CTranslate2Backend:
-    """One model version in CTranslate2, fp32 (int8 was slower and diverged).
+class CTranslate2Options(Section):
+    """What a recipe may set."""
 
-    Options:
-        parallel_batches: Batches computed at once; 2 by default.
-        threads_per_batch: By default the cores divided among the batches. More
-            threads than cores made one request four times slower.
-        max_batch: Requests in a batch; 8 by default.
-    """
+    parallel_batches: int = Field(2, ge=1, description="Batches computed at once.")
+    threads_per_batch: int | None = Field(
+        None,
+        ge=1,
+        description="Null: the cores divided among the batches. More threads than cores made one "
+        "request four times slower.",
+    )
+    max_batch: int = Field(8, ge=1, description="Requests in a batch.")
 
+
+class CTranslate2Backend(Backend):
+    """One model version in CTranslate2, fp32 (int8 was slower and diverged)."""
+
+    Options = CTranslate2Options
     capabilities: ClassVar[frozenset[Capability]] = frozenset({"generate"})
 
     def __init__(self, files: ModelFiles) -> None:
         self._files = files
-        options = read_options(
-            "ctranslate2",
-            files.options,
-            {"parallel_batches": 2, "threads_per_batch": 0, "max_batch": 8},
-        )
-        self._num_parallel = options["parallel_batches"] or 1
-        self._num_threads = options["threads_per_batch"] or max(
-            1, _num_cores() // self._num_parallel
-        )
-        self._queue = JobQueue(options["max_batch"] or 1, _MAX_SPREAD_TOKENS)
+        options = CTranslate2Options.model_validate(files.options)
+        self._num_parallel = options.parallel_batches
+        self._num_threads = options.threads_per_batch or max(1, _num_cores() // self._num_parallel)
+        self._queue = JobQueue(options.max_batch, _MAX_SPREAD_TOKENS)
         self._workers: list[threading.Thread] = []
         self._generator: Any = None
 
@@ -205,7 +207,7 @@ def converted_model(files: ModelFiles) -> Path:
     files.cache.mkdir(parents=True, exist_ok=True)
     staged = files.cache / f"{_CONVERTING}{this_process()}-{uuid.uuid4().hex}"
     try:
-        _convert(files.folder, staged)
+        _convert(files.path, staged)
         _rename_once(staged, target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)

@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from penstock.errors import InvalidRequest, ServingError
 from penstock.registry import require
-from penstock.serving.backends.base import Capability, ModelFiles
-from penstock.serving.backends.options import read_options
+from penstock.section import Section
+from penstock.serving.backends.base import Backend, Capability, ModelFiles
 from penstock.serving.model_text import go_offline
 
 Vectors = NDArray[np.float32]
@@ -28,19 +29,22 @@ class _Waiting:
     answer: asyncio.Future[Vectors]
 
 
-class SentenceTransformersBackend:
-    """One embedding model; requests that come while it computes share the next batch.
+class SentenceTransformersOptions(Section):
+    """What a recipe may set."""
 
-    Options:
-        max_batch: Texts in a batch; 32 by default.
-    """
+    max_batch: int = Field(32, ge=1, description="Texts in a batch.")
 
+
+class SentenceTransformersBackend(Backend):
+    """One embedding model; requests that come while it computes share the next batch."""
+
+    Options = SentenceTransformersOptions
     capabilities: ClassVar[frozenset[Capability]] = frozenset({"embed"})
 
     def __init__(self, files: ModelFiles) -> None:
         self._files = files
-        options = read_options("sentence_transformers", files.options, {"max_batch": 32})
-        self._max_batch = options["max_batch"] or 1
+        options = SentenceTransformersOptions.model_validate(files.options)
+        self._max_batch = options.max_batch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sentence-transformers")
         self._waiting: list[_Waiting] = []
         self._working: asyncio.Task[None] | None = None
@@ -52,7 +56,7 @@ class SentenceTransformersBackend:
         sentence_transformers = require("sentence_transformers", "serve")
         try:
             self._model = sentence_transformers.SentenceTransformer(
-                str(self._files.folder),
+                str(self._files.path),
                 device="cpu",
                 local_files_only=True,
                 trust_remote_code=False,
@@ -60,16 +64,12 @@ class SentenceTransformersBackend:
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ServingError(
-                f"sentence-transformers cannot load {self._files.folder}: {error}"
+                f"sentence-transformers cannot load {self._files.path}: {error}"
             ) from error
         # Its own copy: the model's switches truncation on in the computing thread.
         self._counter = copy.deepcopy(self._model.tokenizer)
         self._num_tokens(["warm"])
         self._encode(["warm"])
-
-    def generate(self, request: Any) -> Any:
-        """Not what this backend does."""
-        raise ServingError("The sentence_transformers backend embeds, it does not generate.")
 
     async def embed(self, texts: list[str]) -> tuple[Vectors, int]:
         """Embed texts, together with those of other requests."""

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from penstock.errors import ServingError
 from penstock.registry import require
-from penstock.serving.backends.base import Capability, Chunk, Generation, ModelFiles
-from penstock.serving.backends.options import read_options
+from penstock.section import Section
+from penstock.serving.backends.base import Backend, Capability, Chunk, Generation, ModelFiles
 from penstock.serving.jobs import Job, JobQueue
 from penstock.serving.model_text import LOADING, ModelText, go_offline
 
@@ -23,19 +24,22 @@ _MAX_SPREAD_TOKENS = 64
 _seeding = threading.Lock()
 
 
-class TransformersBackend:
-    """One model version in transformers, fp32; one batch at a time.
+class TransformersOptions(Section):
+    """What a recipe may set."""
 
-    Options:
-        max_batch: Requests in a batch; 16 by default.
-    """
+    max_batch: int = Field(16, ge=1, description="Requests in a batch.")
 
+
+class TransformersBackend(Backend):
+    """One model version in transformers, fp32; one batch at a time."""
+
+    Options = TransformersOptions
     capabilities: ClassVar[frozenset[Capability]] = frozenset({"generate"})
 
     def __init__(self, files: ModelFiles) -> None:
         self._files = files
-        options = read_options("transformers", files.options, {"max_batch": 16})
-        self._queue = JobQueue(options["max_batch"] or 1, _MAX_SPREAD_TOKENS)
+        options = TransformersOptions.model_validate(files.options)
+        self._queue = JobQueue(options.max_batch, _MAX_SPREAD_TOKENS)
         self._worker = threading.Thread(target=self._work, name="transformers", daemon=True)
         self._model: Any = None
 
@@ -45,9 +49,9 @@ class TransformersBackend:
 
     def load(self) -> None:
         """Load the weights and generate a token, so the first request is not the slow one."""
-        if not any(self._files.folder.glob("*.safetensors")):
+        if not any(self._files.path.glob("*.safetensors")):
             # Other weight files are pickles, and a pickle may run code.
-            raise ServingError(f"{self._files.folder} holds no safetensors weights.")
+            raise ServingError(f"{self._files.path} holds no safetensors weights.")
         go_offline()
         transformers = require("transformers", "serve")
         torch = require("torch", "serve")
@@ -55,14 +59,14 @@ class TransformersBackend:
         try:
             with LOADING:
                 self._model = transformers.AutoModelForCausalLM.from_pretrained(
-                    self._files.folder,
+                    self._files.path,
                     dtype=torch.float32,
                     local_files_only=True,
                     trust_remote_code=False,
                     use_safetensors=True,
                 ).eval()
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise ServingError(f"transformers cannot load {self._files.folder}: {error}") from error
+            raise ServingError(f"transformers cannot load {self._files.path}: {error}") from error
         self._model.generation_config = self._quiet_defaults(transformers)
         with torch.inference_mode():
             self._model.generate(torch.zeros((1, 1), dtype=torch.long), max_new_tokens=1)

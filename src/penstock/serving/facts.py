@@ -1,0 +1,92 @@
+"""What is known about one request: what metrics, traces, the log and rollouts are told."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from penstock.monitoring.metrics import UNKNOWN
+from penstock.serving.routes import Arm, ServedVersion
+
+
+@dataclass
+class Facts:
+    """One request and its answer, filled in on the way.
+
+    Times ending in ``_s`` are on the monotonic clock, but for ``received_at_s``.
+
+    Attributes:
+        request_id: The client's own, or one of ours.
+        endpoint: A path of the gateway's own, or "other".
+        received_at_s: Unix seconds.
+        started_s: When the first byte came.
+        asked: The name that was asked for: a model or a route; "unknown" until it is known.
+        why: What chose the model: name, rule, intent, split, fallback.
+        model: Who answers, a label of metrics.
+        served: Which version.
+        arm: As what.
+        rollout: The trial that it took part in.
+        key_id: Whose key it was.
+        tenant: Who that is.
+        conversation: Requests with the same one belong together.
+        response_id: The answer's.
+        prompt_tokens: Read.
+        completion_tokens: Written.
+        max_tokens: Asked for, or what there was room for.
+        temperature: Asked for.
+        stream: Whether the answer was streamed.
+        queued_s: When it began to wait for a slot.
+        computing_s: When it had one.
+        first_token_s: When the first chunk came.
+        ended_s: When the answer's last byte was sent.
+        finish_reason: Why the answer ended.
+        status: HTTP's; 499 for a client that left.
+        error: Code of the error, if there was one.
+        num_tries: How often models were asked.
+        prompt: What was asked, if anybody wants to know.
+        answer: What was answered, if anybody wants to know.
+    """
+
+    request_id: str
+    endpoint: str
+    received_at_s: float = field(default_factory=time.time)
+    started_s: float = field(default_factory=time.monotonic)
+    asked: str = UNKNOWN
+    why: str = ""
+    model: str = UNKNOWN
+    served: ServedVersion | None = None
+    arm: Arm = "champion"
+    rollout: str = ""
+    key_id: str | None = None
+    tenant: str | None = None
+    conversation: str | None = None
+    response_id: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    max_tokens: int | None = None
+    temperature: float | None = None
+    stream: bool = False
+    queued_s: float | None = None
+    computing_s: float | None = None
+    first_token_s: float | None = None
+    ended_s: float | None = None
+    finish_reason: str | None = None
+    status: int = 0
+    error: str | None = None
+    num_tries: int = 0
+    prompt: str | None = None
+    answer: str | None = None
+
+    @property
+    def duration_s(self) -> float:
+        """From the first byte to the last, or to now."""
+        return (self.ended_s or time.monotonic()) - self.started_s
+
+
+class Observer(Protocol):
+    """Who wants to know about answered requests."""
+
+    def observe(self, facts: Facts) -> None:
+        """A request has ended. Called on the event loop: must return at once, never raise."""
+        ...
