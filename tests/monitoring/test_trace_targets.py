@@ -145,6 +145,7 @@ def test_a_missing_key_is_named_before_anything_is_served(to, environ, named):
         ("LANGSMITH_API_KEY", "sec\u2028ret"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "secret"),
         ("OTEL_EXPORTER_OTLP_HEADERS", 'x-key=sec"ret'),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=sec%0Aret"),
         ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "a=1,secret;x"),
     ],
 )

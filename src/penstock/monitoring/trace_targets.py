@@ -129,12 +129,16 @@ def _joined(base: str, path: str) -> str:
 
 def _key(environ: Mapping[str, str], name: str) -> str:
     value = environ.get(name, "").strip()
+    _check_printable(name, value)
+    return value
+
+
+def _check_printable(name: str, value: str) -> None:
     if not all(" " <= character <= "~" for character in value):
         raise PenstockError(
             f"{name} holds a character that no HTTP header can.",
             "Set it again; a key is plain ASCII on one line.",
         )
-    return value
 
 
 def _needed_key(environ: Mapping[str, str], name: str, tool: str) -> str:
@@ -157,4 +161,7 @@ def _checked_headers(environ: Mapping[str, str]) -> dict[str, str]:
         return {}
     from opentelemetry.util.re import parse_env_headers
 
-    return dict(parse_env_headers(",".join(pieces), liberal=True))
+    headers = dict(parse_env_headers(",".join(pieces), liberal=True))
+    for value in headers.values():  # without its percent-encoding
+        _check_printable(name, value)
+    return headers
