@@ -51,7 +51,7 @@ def traced(tracer: Tracer) -> None:
     trace.note(method="POST", endpoint="/v1/chat/completions", request_id="req-1")
     trace.note(session="conversation-7", tenant="acme", key_id="key-2")
     with trace.span("route"):
-        trace.note(route="support", version=3, digest="ab" * 32, run_id="r", data_version="a@3")
+        trace.note(asked="support", version=3, digest="ab" * 32, run_id="r", data_version="a@3")
     trace.note(operation="chat", provider="ctranslate2", model="penny", temperature=0.2)
     with trace.span("queue") as queue:
         queue.note(queue_s=0.01, num_waiting=3)

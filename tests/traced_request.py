@@ -17,7 +17,7 @@ def request(tracer, status=200, error=None, **begin):
     trace.note(method="POST", endpoint="/v1/chat/completions", request_id="req-1")
     trace.note(session="conversation-7", tenant="acme", key_id="key-2")
     with trace.span("route", epoch=9):
-        trace.note(route="support", intent="refund", variant="champion", **LINEAGE)
+        trace.note(asked="support", intent="refund", arm="champion", **LINEAGE)
     trace.note(operation="chat", provider="ctranslate2", model="penny", stream=True)
     trace.note(temperature=0.5, top_p=0.9, max_tokens=64, seed=17)
     with trace.span("queue") as queue:

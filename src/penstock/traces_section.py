@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
+
+from penstock.section import Section
 
 Destination = Literal["phoenix", "langfuse", "langsmith", "otlp"]
 
@@ -31,10 +33,8 @@ def _check_endpoint(url: str) -> str:
 Endpoint = Annotated[str, AfterValidator(_check_endpoint)]
 
 
-class TracesConfig(BaseModel):
+class TracesConfig(Section):
     """Traces by OpenTelemetry; keys come from the environment and nowhere else."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     to: Destination = Field(
         description="Who receives them. Keys: `PHOENIX_API_KEY`; `LANGFUSE_PUBLIC_KEY` and "

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from penstock.monitoring.span_attributes import TABLE, Facts, StepView, attributes
+from penstock.monitoring.span_attributes import TABLE, SpanFacts, StepView, attributes
 
 FACTS = {
     "model": "m",
@@ -20,7 +20,7 @@ def view(operation="chat", step="backend", **more):
 
 
 def test_every_fact_that_can_be_told_has_a_name():
-    assert {row.fact for row in TABLE} == set(Facts.__annotations__)
+    assert {row.fact for row in TABLE} == set(SpanFacts.__annotations__)
 
 
 def test_no_name_stands_for_two_facts():

@@ -225,7 +225,7 @@ def test_langsmith_finds_its_own_attributes(start, receiver):
         assert "langsmith.trace.session_id" not in span.attributes
     call = steps["backend"].attributes
     assert call["gen_ai.system"] == "ctranslate2"
-    assert call["gen_ai.request.model"] == "penny"
+    assert call["gen_ai.response.model"] == "penny"
     assert call["gen_ai.usage.input_tokens"] == 12
     assert call["gen_ai.usage.output_tokens"] == 8
     assert call["gen_ai.usage.total_tokens"] == 20
@@ -244,7 +244,7 @@ def test_genai_and_openinference_names_are_those_of_the_pinned_versions(start, r
         | {
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": "ctranslate2",
-            "gen_ai.request.model": "penny",
+            "gen_ai.request.model": "support",
             "gen_ai.response.model": "penny",
             "gen_ai.response.id": RESPONSE_ID,
             "gen_ai.conversation.id": "conversation-7",

@@ -2,7 +2,7 @@
 
 OpenTelemetry's ``gen_ai.*`` names are all "Development" and have moved between
 repositories, and every tool reads further names of its own. So the gateway tells
-facts in its own words (``Facts``), and this module alone says what they are called
+facts in its own words (``SpanFacts``), and this module alone says what they are called
 elsewhere. Raise ``TABLE_VERSION`` with every change of a name; spans carry it as the
 version of their instrumentation scope.
 
@@ -37,21 +37,23 @@ On = Literal["root", "call", "step", "all"]
 Value = str | bool | int | float | Sequence[str]
 
 
-class Facts(TypedDict, total=False):
+class SpanFacts(TypedDict, total=False):
     """What may be said about a request or a step of it; units are in the names."""
 
     operation: Operation
     provider: str  # the backend's registered name
+    asked: str  # the name a client asked for: of a route or a model
     model: str
     version: int
     digest: str
     run_id: str
     data_version: str
     epoch: int
-    route: str
+    why: str  # what chose the model
     intent: str
     confidence: float
-    variant: str  # champion, canary, shadow
+    arm: str  # champion, challenger, shadow
+    rollout: str
     key_id: str
     tenant: str
     session: str
@@ -120,7 +122,7 @@ class Row:
     """A fact and its names.
 
     Attributes:
-        fact: As in ``Facts``.
+        fact: As in ``SpanFacts``.
         on: ``root``: the request's own span; ``call``: spans on which a model is asked, so that
             no tool counts tokens twice; ``step``: the span it was told about; ``all``: every
             span of the request, at a price: attributes are most of what a trace costs.
@@ -153,10 +155,11 @@ TABLE: tuple[Row, ...] = (
         openinference="llm.provider",
         langsmith="gen_ai.system",
     ),
+    _row("asked", "call", gen_ai="gen_ai.request.model"),
     _row(
         "model",
         "call",
-        gen_ai=("gen_ai.request.model", "gen_ai.response.model"),
+        gen_ai="gen_ai.response.model",
         langfuse="langfuse.observation.model.name",
     ),
     _row("version", "root", gen_ai="penstock.model.version"),
@@ -165,10 +168,12 @@ TABLE: tuple[Row, ...] = (
     _row("run_id", "root", gen_ai="penstock.run_id"),
     _row("data_version", "root", gen_ai="penstock.data_version"),
     _row("epoch", "step", gen_ai="penstock.epoch"),
-    _row("route", "root", gen_ai="penstock.route"),
+    _row("asked", "root", gen_ai="penstock.asked"),
+    _row("why", "step", gen_ai="penstock.why"),
     _row("intent", "root", gen_ai="penstock.intent"),
     _row("confidence", "step", gen_ai="penstock.intent.confidence"),
-    _row("variant", "root", gen_ai="penstock.variant"),
+    _row("arm", "root", gen_ai="penstock.arm"),
+    _row("rollout", "root", gen_ai="penstock.rollout"),
     _row("key_id", "root", gen_ai="penstock.key_id"),
     _row("tenant", "root", gen_ai="penstock.tenant"),
     _row(
@@ -226,9 +231,10 @@ METADATA: tuple[str, ...] = (
     "digest",
     "run_id",
     "data_version",
-    "route",
+    "asked",
     "intent",
-    "variant",
+    "arm",
+    "rollout",
     "key_id",
     "tenant",
     "request_id",

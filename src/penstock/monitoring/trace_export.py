@@ -243,6 +243,8 @@ class _SpanMaker:
             facts = shared if span is trace.root else _cleaned(span.facts, clean)
             if span is answering:
                 facts = {name: shared[name] for name in CALL_FACTS & shared.keys()} | facts
+            elif span.step == "backend" and "model" in facts:
+                facts = {"asked": facts["model"]} | facts
             if span.error:
                 facts = facts | {"error": storable(span.error)}
             has_content = span is trace.root or span is answering

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
 
-from penstock.monitoring.span_attributes import Facts, Step
+from penstock.monitoring.span_attributes import SpanFacts, Step
 from penstock.traces_section import TracesConfig
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Span:
         """The header by which a backend's own spans become part of the trace; None if off."""
         return None
 
-    def note(self, **facts: Unpack[Facts]) -> None:
+    def note(self, **facts: Unpack[SpanFacts]) -> None:
         """Tell more about this step."""
 
     def failed(self, error: BaseException) -> None:
@@ -82,10 +82,10 @@ class Trace:
         """For a response with this status: the trace id, if the trace will be there to look at."""
         return {}
 
-    def note(self, **facts: Unpack[Facts]) -> None:
+    def note(self, **facts: Unpack[SpanFacts]) -> None:
         """Tell about the request; later facts replace earlier ones."""
 
-    def span(self, step: Step, parent: Span | None = None, **facts: Unpack[Facts]) -> Span:
+    def span(self, step: Step, parent: Span | None = None, **facts: Unpack[SpanFacts]) -> Span:
         """Begin a step; use it in a ``with`` block.
 
         Args:
@@ -130,7 +130,7 @@ class RecordedSpan(Span):
 
     __slots__ = ("_trace", "ended_ns", "error", "facts", "number", "parent", "started_ns", "step")
 
-    def __init__(self, trace: RecordedTrace, step: Step, parent: int, facts: Facts) -> None:
+    def __init__(self, trace: RecordedTrace, step: Step, parent: int, facts: SpanFacts) -> None:
         self._trace = trace
         self.step = step
         self.number = random.getrandbits(64) or 1
@@ -146,7 +146,7 @@ class RecordedSpan(Span):
         flag = "01" if self._trace.sampled else "00"
         return f"00-{self._trace.id}-{self.number:016x}-{flag}"
 
-    def note(self, **facts: Unpack[Facts]) -> None:
+    def note(self, **facts: Unpack[SpanFacts]) -> None:
         """Tell more about this step."""
         if not self._trace.ended:
             self.facts.update(facts)
@@ -197,7 +197,7 @@ class RecordedTrace(Trace):
         self.id = trace_id
         self.sampled = sampled
         self.wants_content = content
-        self.facts: Facts = {}
+        self.facts: SpanFacts = {}
         self.asked: tuple[tuple[str, str], ...] = ()
         self.replied: str | None = None
         self.root = RecordedSpan(self, "gateway", parent, self.facts)
@@ -216,12 +216,12 @@ class RecordedTrace(Trace):
         """From then on nothing changes: the thread that sends it reads it."""
         return self.root.ended_ns != 0
 
-    def note(self, **facts: Unpack[Facts]) -> None:
+    def note(self, **facts: Unpack[SpanFacts]) -> None:
         """Tell about the request."""
         if not self.ended:
             self.facts.update(facts)
 
-    def span(self, step: Step, parent: Span | None = None, **facts: Unpack[Facts]) -> Span:
+    def span(self, step: Step, parent: Span | None = None, **facts: Unpack[SpanFacts]) -> Span:
         """Begin a step."""
         if self.ended:
             return _NO_SPAN
