@@ -3,6 +3,7 @@ import time
 
 import pytest
 
+from penstock.errors import Overloaded
 from penstock.monitoring import trace_export, traces
 from penstock.monitoring.span_attributes import SCHEMA_URL, TABLE_VERSION
 from penstock.monitoring.traces import MAX_CONTENT_CHARS, Tracer
@@ -172,6 +173,21 @@ def test_a_refused_request_is_no_failure_of_the_gateway(start, receiver):
     request(start(), status=429, error="Overloaded")
     assert by_step(receiver.wait(4))["gateway"].status == "UNSET"
     assert not request(start(sample=0), status=404).headers(404)
+
+
+def test_a_step_that_refused_is_no_failure_that_is_always_kept(start, receiver):
+    tracer = start()
+    for _ in range(2):
+        trace = tracer.begin()
+        with pytest.raises(Overloaded), trace.span("queue"):
+            raise Overloaded("Full.", retry_after_s=1)
+        trace.sampled = not receiver.spans
+        trace.end(429, "overloaded")
+        receiver.wait(2)
+    tracer.close(5)
+    assert len(receiver.spans) == 2
+    queue = by_step(receiver.spans)["queue"]
+    assert (queue.status, queue.attributes["error.type"]) == ("UNSET", "Overloaded")
 
 
 def test_a_client_that_leaves_is_seen_and_is_no_failure(start, receiver):

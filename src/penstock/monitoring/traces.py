@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
 
+from penstock.errors import ServingError
 from penstock.monitoring.span_attributes import SpanFacts, Step
 from penstock.traces_section import TracesConfig
 
@@ -152,11 +153,13 @@ class RecordedSpan(Span):
             self.facts.update(facts)
 
     def failed(self, error: BaseException) -> None:
-        """Keep what kind of failure it was; being cancelled is none."""
-        if isinstance(error, Exception):
-            self.error = type(error).__name__
-        else:
+        """Keep what kind of failure it was; being cancelled or refused with reason is none."""
+        if not isinstance(error, Exception):
             self.note(cancelled=True)
+        elif isinstance(error, ServingError) and error.status < 500:
+            self.note(error=type(error).__name__)
+        else:
+            self.error = type(error).__name__
 
     def __enter__(self) -> RecordedSpan:
         return self
