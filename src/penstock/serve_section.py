@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from penstock.section import Plugin, Section, ShortStep, known, named_step
+from penstock.traces_section import TracesConfig
 
 ModelTask = Literal["generate", "embed", "rerank", "classify"]
 ModelName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -209,6 +210,7 @@ class Serve(Section):
     max_body_bytes: int = Field(2**20, ge=1024, description="Longer bodies get HTTP 413.")
     drain_timeout_s: float = Field(30.0, ge=0, description="For answers in flight at SIGTERM.")
     poll_interval_s: float = Field(0.5, gt=0, description="How often the pointer is read.")
+    traces: TracesConfig | None = Field(None, description="Null: no request is traced.")
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Serve:
