@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from penstock.errors import ContextExceeded, ServingError
+from penstock.serving import tracing
 from penstock.serving.backends.base import Chunk, Generation
 from penstock.serving.exchange import Exchange
 from penstock.serving.facts import Facts
@@ -150,9 +151,10 @@ async def answer(gateway: Gateway, exchange: Exchange, question: Question, one: 
         facts.max_tokens, facts.temperature = generation.max_tokens, generation.temperature
         facts.prompt_tokens = len(prompt_ids)
         facts.queued_s = time.monotonic()
-        await held.enter_async_context(model.admission.slot())
+        await held.enter_async_context(tracing.slot(exchange.trace, model))
         facts.computing_s = time.monotonic()
         shape = AnswerShape(question.prompt.kind, route.served, facts)
+        held.enter_context(tracing.call(exchange.trace, facts, model, question.prompt.kind))
         chunks = _counted(gateway, facts, route, generation)
         await held.enter_async_context(contextlib.aclosing(chunks))
         if not question.asked.stream:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from penstock.errors import InvalidRequest
 from penstock.serve_section import ModelTask
-from penstock.serving import replies
+from penstock.serving import replies, tracing
 from penstock.serving.answering import Prompt, Question, answer, json_response
 from penstock.serving.backends.base import Floats
 from penstock.serving.exchange import Exchange
@@ -183,7 +183,9 @@ async def _asked(
         UnknownModel: There is none of that name.
         ServingError: Nobody answered.
     """
-    choice = await gateway.router.choose(asked, task)
+    with exchange.trace.span("route") as step:
+        choice = await gateway.router.choose(asked, task)
+        step.note(why=choice.why)
     facts = exchange.facts
     facts.asked, facts.why, facts.model = asked.name, choice.why, choice.models[0].name
     other = choice.models[0].config.task
@@ -218,9 +220,11 @@ async def _computed(
         with route.lease(), gateway.metrics.active.labels(model.name).track_inprogress():
             exchange.answers_as(model, route, arm)
             facts.queued_s = time.monotonic()
-            async with model.admission.slot(), within(model.config.timeout_s), judged(route):
+            async with tracing.slot(exchange.trace, model), within(model.config.timeout_s):
                 facts.computing_s = time.monotonic()
-                result, facts.prompt_tokens = await compute(route)
+                with tracing.call(exchange.trace, facts, model, task):
+                    async with judged(route):
+                        result, facts.prompt_tokens = await compute(route)
             gateway.metrics.prompt_tokens.labels(model.name).inc(facts.prompt_tokens)
             return route, result
 

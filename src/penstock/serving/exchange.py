@@ -25,6 +25,8 @@ from penstock.errors import (
     ServingError,
     Timeout,
 )
+from penstock.monitoring.traces import Tracer
+from penstock.serving import tracing
 from penstock.serving.facts import Facts
 from penstock.serving.gateway import Gateway
 from penstock.serving.http_errors import error_body, error_headers, internal_error
@@ -64,12 +66,14 @@ class Exchange:
         body: The request's body.
         headers: Sent with the answer.
         facts: What is known about it.
+        trace: Of what becomes of it.
     """
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, tracer: Tracer) -> None:
         self.body = b""
         self.facts = Facts(_request_id(scope), _endpoint(scope["path"]), status=CLIENT_LEFT)
         self.headers = {"x-request-id": self.facts.request_id}
+        self.trace = tracer.begin(_traceparent(scope), self.facts.unique)
         self._conversation: bytes | None = dict(scope["headers"]).get(_CONVERSATION_HEADER)
         self._send = send
         self._started = False
@@ -93,6 +97,7 @@ class Exchange:
         if message["type"] == "http.response.start":
             self._started = True
             self.facts.status = message["status"]
+            self.headers |= self.trace.headers(self.facts.status)
             own = [(name.encode(), value.encode()) for name, value in self.headers.items()]
             message = {**message, "headers": [*message.get("headers", ()), *own]}
         elif not message.get("more_body", False):
@@ -139,7 +144,7 @@ class ExchangeLayer:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope, send)
+        exchange = Exchange(scope, send, self.gateway.tracer)
         # With an "app", the router raises for unknown paths instead of answering itself.
         scope["app"] = self
         scope["state"] = {"exchange": exchange, "gateway": self.gateway}
@@ -185,6 +190,7 @@ class ExchangeLayer:
         if facts.endpoint in _PROBES:
             return
         labels = (facts.model, facts.endpoint)
+        tracing.end(exchange.trace, facts)
         self._metrics.requests.labels(*labels, str(facts.status)).inc()
         self._metrics.duration.labels(*labels).observe(facts.duration_s)
         self.gateway.observed(facts)
@@ -279,6 +285,11 @@ async def _discard(receive: Receive) -> None:
 def _request_id(scope: Scope) -> str:
     given = dict(scope["headers"]).get(b"x-request-id", b"")
     return given.decode() if _REQUEST_ID.fullmatch(given) else f"req-{uuid7_hex()}"
+
+
+def _traceparent(scope: Scope) -> str | None:
+    given = dict(scope["headers"]).get(b"traceparent")
+    return None if given is None else given.decode("latin-1")
 
 
 def _id(exchange: Exchange) -> str:

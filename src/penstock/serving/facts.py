@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from penstock.monitoring.metrics import UNKNOWN
+from penstock.serving.response_id import uuid7_hex
 from penstock.serving.routes import Arm, ServedVersion
 
 
@@ -19,6 +20,7 @@ class Facts:
     Attributes:
         request_id: The client's own, or one of ours.
         endpoint: A path of the gateway's own, or "other".
+        unique: 32 hex digits: the end of the answer's id, and the trace's id.
         received_at_s: Unix seconds.
         started_s: When the first byte came.
         asked: The name that was asked for: a model or a route; "unknown" until it is known.
@@ -50,6 +52,7 @@ class Facts:
 
     request_id: str
     endpoint: str
+    unique: str = field(default_factory=uuid7_hex)
     received_at_s: float = field(default_factory=time.time)
     started_s: float = field(default_factory=time.monotonic)
     asked: str = UNKNOWN

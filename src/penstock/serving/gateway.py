@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from penstock.errors import PenstockError
 from penstock.features.base import FeatureStore
 from penstock.monitoring.metrics import ServingMetrics
+from penstock.monitoring.traces import Tracer
 from penstock.serve_section import ModelTask, Serve
 from penstock.serving.facts import Facts, Observer
 from penstock.serving.features import OnlineFeatures
@@ -20,6 +22,9 @@ from penstock.serving.routes import Pointers
 from penstock.serving.routing import Router
 
 logger = logging.getLogger(__name__)
+
+# For what is left of traces when the gateway ends.
+_FLUSH_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Gateway:
         self.config = config
         self.started_at_s = time.time()
         self.metrics = ServingMetrics()
+        self.tracer = Tracer(config.traces, self.metrics.registry)
         self.features = OnlineFeatures(around.features, self.metrics)
         self._observers = around.observers
         cache = around.cache_dir or Path.home() / ".cache" / "penstock"
@@ -105,6 +111,7 @@ class Gateway:
 
     async def start(self) -> None:
         """Begin to load the models; returns at once."""
+        self.tracer.start()
         for model in self.models.values():
             await model.start()
 
@@ -112,3 +119,4 @@ class Gateway:
         """Stop following the pointers and free the models."""
         for model in self.models.values():
             await model.stop()
+        await asyncio.to_thread(self.tracer.close, _FLUSH_S)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncIterator, Mapping
 
 from penstock.monitoring.span_attributes import Operation
-from penstock.monitoring.traces import Trace
+from penstock.monitoring.traces import Span, Trace
 from penstock.serve_section import ModelTask
 from penstock.serving.facts import Facts
+from penstock.serving.models import ServedModel
 from penstock.serving.replies import AnswerKind
 
 OPERATIONS: Mapping[ModelTask | AnswerKind, Operation] = {
@@ -77,3 +79,27 @@ def _ttft_s(facts: Facts) -> float | None:
     if facts.first_token_s is None or facts.computing_s is None:
         return None
     return facts.first_token_s - facts.computing_s
+
+
+@contextlib.asynccontextmanager
+async def slot(trace: Trace, model: ServedModel) -> AsyncIterator[None]:
+    """Wait for a slot of the model, as a step of the trace, and hold it.
+
+    Raises:
+        Overloaded: The queue is full.
+    """
+    async with contextlib.AsyncExitStack() as held:
+        with trace.span("queue", num_waiting=model.admission.num_waiting):
+            await held.enter_async_context(model.admission.slot())
+        yield
+
+
+def call(trace: Trace, facts: Facts, model: ServedModel, kind: ModelTask | AnswerKind) -> Span:
+    """The step in which a model is asked; use it in a ``with`` block."""
+    return trace.span(
+        "backend",
+        operation=OPERATIONS[kind],
+        provider=model.config.backend_name,
+        model=model.name,
+        attempt=facts.num_tries,
+    )
