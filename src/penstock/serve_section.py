@@ -189,6 +189,9 @@ class Serve(Section):
     host: str = Field("127.0.0.1", description="Where to listen.")
     port: int = Field(8000, ge=0, le=65535, description="0 picks a free one.")
     metrics_port: int | None = Field(9090, ge=0, le=65535, description="Null: no metrics.")
+    workers: int = Field(
+        1, ge=1, le=256, description="Gateway processes behind the port; each loads the models."
+    )
     models: dict[ModelName, ModelConfig] = Field(
         {},
         description="Name -> model. Empty: the model that this recipe trains, and the packaged "

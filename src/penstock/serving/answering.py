@@ -177,7 +177,8 @@ async def _counted(
         async for chunk in chunks:
             if facts.first_token_s is None:
                 facts.first_token_s = time.monotonic()
-                metrics.first_token.labels(model).observe(facts.first_token_s - facts.started_s)
+                first_s = facts.first_token_s - facts.started_s
+                metrics.first_token.labels(model).observe(first_s, facts.exemplar)
             new = len(chunk.token_ids)
             if chunk.usage is not None:
                 facts.prompt_tokens = max(0, chunk.usage.prompt_tokens)

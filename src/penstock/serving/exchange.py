@@ -191,8 +191,11 @@ class ExchangeLayer:
             return
         labels = (facts.model, facts.endpoint)
         tracing.end(exchange.trace, facts)
-        self._metrics.requests.labels(*labels, str(facts.status)).inc()
-        self._metrics.duration.labels(*labels).observe(facts.duration_s)
+        exemplar = facts.exemplar
+        self._metrics.requests.labels(*labels, str(facts.status)).inc(1, exemplar)
+        self._metrics.duration.labels(*labels).observe(facts.duration_s, exemplar)
+        if facts.token_time_s is not None:
+            self._metrics.token_time.labels(facts.model).observe(facts.token_time_s, exemplar)
         self.gateway.observed(facts)
 
 

@@ -86,6 +86,20 @@ class Facts:
         """From the first byte to the last, or to now."""
         return (self.ended_s or time.monotonic()) - self.started_s
 
+    @property
+    def token_time_s(self) -> float | None:
+        """Mean time between two tokens; None before there are two."""
+        if self.first_token_s is None or self.completion_tokens < 2:
+            return None
+        since_first_s = (self.ended_s or time.monotonic()) - self.first_token_s
+        return since_first_s / (self.completion_tokens - 1)
+
+    @property
+    def exemplar(self) -> dict[str, str]:
+        """What leads from a point in a plot to this request: its trace, and its answer."""
+        found = {"trace_id": self.unique}
+        return found if self.response_id is None else found | {"response_id": self.response_id}
+
 
 class Observer(Protocol):
     """Who wants to know about answered requests."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from penstock.conversions import conversions
@@ -73,11 +75,39 @@ def served(recipe: Recipe, store: Store, ledger: Ledger) -> tuple[Serve, Surroun
     )
 
 
-def serve_production(pipeline: Pipeline) -> None:
-    """Serve until told to stop; see ``server.serve``."""
-    from penstock.serving.server import serve
+def serve_production(pipeline: Pipeline, command: Sequence[str]) -> None:
+    """Serve until told to stop; see ``server.serve``.
 
-    serve(*served(pipeline.recipe, pipeline.store, pipeline.ledger), _announce)
+    Args:
+        pipeline: Whose models.
+        command: Starts a worker, where there are several.
+    """
+    from penstock.serving.server import serve
+    from penstock.serving.workers import Workers
+
+    config, around = served(pipeline.recipe, pipeline.store, pipeline.ledger)
+    if config.workers > 1:
+        Workers(config, command).run(_announce)
+    else:
+        serve(config, around, _announce)
+
+
+def serve_as_worker(pipeline: Pipeline, fd: int) -> None:
+    """Serve on a port that another process has opened.
+
+    Args:
+        pipeline: Whose models.
+        fd: The port's file descriptor.
+    """
+    from penstock.serving.server import serve
+    from penstock.serving.workers import inherited
+
+    config, around = served(pipeline.recipe, pipeline.store, pipeline.ledger)
+    metrics_port = None if config.metrics_port is None else 0
+    # The parent alone shows metrics to others.
+    changed = {"workers": 1, "host": "127.0.0.1", "metrics_port": metrics_port}
+    own = config.model_copy(update=changed)
+    serve(own, around, lambda at: print(json.dumps(at._asdict()), flush=True), inherited(fd))
 
 
 def _announce(listening: Listening) -> None:
