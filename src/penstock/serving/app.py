@@ -16,6 +16,7 @@ from penstock.serving import endpoints
 from penstock.serving.answering import json_response
 from penstock.serving.exchange import ExchangeLayer
 from penstock.serving.gateway import Gateway, Surroundings
+from penstock.serving.openapi import document
 from penstock.serving.replies import to_json
 
 _OWNER = "penstock"
@@ -58,6 +59,7 @@ def _routes() -> list[Route]:
         Route("/v1/classify", endpoints.classify, methods=["POST"]),
         Route("/v1/models", _models),
         Route("/v1/models/{name:path}", _model),
+        Route("/openapi.json", _openapi),
         Route("/healthz", _health),
         Route("/readyz", _readiness),
     ]
@@ -80,6 +82,12 @@ async def _model(request: Request) -> Response:
 def _model_entry(gateway: Gateway, name: str) -> dict[str, object]:
     created = int(gateway.started_at_s)
     return {"id": name, "object": "model", "created": created, "owned_by": _OWNER}
+
+
+async def _openapi(request: Request) -> Response:
+    """What is offered, for tools that make clients and tests of it."""
+    gateway: Gateway = request.state.gateway
+    return json_response(to_json(document(gateway.router.names)))
 
 
 async def _health(_: Request) -> Response:
