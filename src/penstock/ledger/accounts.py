@@ -11,6 +11,7 @@ Every amount is a whole number: tokens, and billionths of a dollar.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -23,11 +24,12 @@ from penstock.ledger.amounts import NOTHING, Amounts
 from penstock.ledger.api_keys import ApiKey, read_keys
 from penstock.ledger.database import Database, clock
 from penstock.ledger.periods import Span, span
+from penstock.ledger.processes import is_dead, process_of, this_process
 
 # Who draws ahead takes at most this part of what is left, so that near the end of a
 # budget everybody draws exactly what is needed.
 _AHEAD = 16
-# Who has not come by for this long is not expected to give anything back.
+# Of another host, who has not come by for this long is not expected to give anything back.
 _ALIVE_S = 15.0
 _MINUTE_S = 60.0
 _NO_PERIOD = Span(0, None)
@@ -125,6 +127,11 @@ class Balance:
     nanousd_held: int = 0
 
 
+def new_holder() -> str:
+    """A name for one who draws, which nobody else ever has."""
+    return f"{this_process()}/{uuid.uuid4().hex[:8]}"
+
+
 class Accounts:
     """The accounts in a ledger's database."""
 
@@ -140,7 +147,7 @@ class Accounts:
         will not be taken twice, and ``Grant.held`` counts what was drawn unnoticed.
 
         Args:
-            holder: A name that nobody else ever uses.
+            holder: From ``new_holder``.
             batch: None when there is nothing to say.
             wishes: At most one for each key.
 
@@ -339,7 +346,7 @@ class _Visit:
     def _elsewhere(self, account: AccountId) -> Amounts:
         drawings, holders = schema.drawings, schema.holders
         query = (
-            sa.select(drawings.c.tokens, drawings.c.nanousd)
+            sa.select(drawings)
             .join(holders, holders.c.holder == drawings.c.holder)
             .where(
                 drawings.c.key_id == account[0],
@@ -348,7 +355,8 @@ class _Visit:
                 holders.c.seen_s > self._now_s - _ALIVE_S,
             )
         )
-        rows = self._connection.execute(query).all()
+        found = self._connection.execute(query).all()
+        rows = [row for row in found if not is_dead(process_of(row.holder))]
         return Amounts(tokens=sum(r.tokens for r in rows), nanousd=sum(r.nanousd for r in rows))
 
     def _store(self) -> None:

@@ -18,17 +18,15 @@ import asyncio
 import contextlib
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 from penstock.errors import InsufficientQuota, LedgerError, NotReady, Overloaded, ServingError
-from penstock.ledger.accounts import Accounts, Batch, Grant, Usage, Wish
+from penstock.ledger.accounts import Accounts, Batch, Grant, Usage, Wish, new_holder
 from penstock.ledger.amounts import NOTHING, Amounts
 from penstock.ledger.api_keys import ApiKey
 from penstock.ledger.periods import day_of
-from penstock.ledger.processes import this_process
 from penstock.serving.prices import PriceList
 from penstock.serving.purses import Purse, Purses
 
@@ -111,7 +109,7 @@ class Budgets:
         self._accounts = accounts
         self._prices = prices
         self._round_s = round_s
-        self._holder = f"{this_process()}/{uuid.uuid4().hex[:8]}"
+        self._holder = new_holder()
         self._purses = Purses()
         self._waiting: dict[str, list[_Waiter]] = {}
         self._served_now: dict[str, list[_Waiter]] = {}
