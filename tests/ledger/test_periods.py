@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 import pytest
 
 from penstock.errors import LedgerError
-from penstock.ledger.periods import check_period, day_of, span
+from penstock.ledger.periods import as_period, day_of, span
 
 
 def at(*moment):
@@ -35,8 +35,9 @@ def test_a_total_never_ends():
 
 def test_another_period_is_refused_with_those_there_are():
     with pytest.raises(LedgerError, match="'year'") as caught:
-        check_period("year")
+        as_period("year")
     assert "day, week, month, total" in caught.value.hint
+    assert as_period("week") == "week"
 
 
 def test_days_are_utc():

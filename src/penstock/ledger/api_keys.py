@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from penstock.errors import LedgerError
 from penstock.ledger import schema
 from penstock.ledger.database import Database, clock
-from penstock.ledger.periods import Period, check_period
+from penstock.ledger.periods import Period, as_period
 
 PREFIX = "psk_"
 _SECRET_BYTES = 32
@@ -170,7 +170,7 @@ def _read(row: Mapping[Any, Any]) -> ApiKey:
 
 
 def _check(key: ApiKey) -> None:
-    check_period(key.period)
+    as_period(key.period)
     if not key.name.strip() or len(key.name) > 100 or len(key.tenant) > 100:
         raise LedgerError("A key's name has 1 to 100 characters, its tenant's at most 100.")
     if PREFIX in key.name or PREFIX in key.tenant:

@@ -23,14 +23,16 @@ class Span(NamedTuple):
     end_s: int | None
 
 
-def check_period(period: str) -> None:
-    """Refuse what is no period.
+def as_period(text: str) -> Period:
+    """A period by its name.
 
     Raises:
-        LedgerError: It is none.
+        LedgerError: There is none of that name.
     """
-    if period not in PERIODS:
-        raise LedgerError(f"{period!r} is no period.", f"There are {', '.join(PERIODS)}.")
+    for period in PERIODS:
+        if text == period:
+            return period
+    raise LedgerError(f"{text!r} is no period.", f"There are {', '.join(PERIODS)}.")
 
 
 def span(period: Period, at_s: float) -> Span:
