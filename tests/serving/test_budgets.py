@@ -416,7 +416,7 @@ def test_a_server_that_ends_refuses_those_that_would_wait(accounts, key_of):
 @pytest.mark.slow
 def test_kills_and_clients_that_leave_overspend_nothing(ledger_url, accounts, key_of, tmp_path):
     """Three gateways with 64 clients each; two are killed in the middle, and one comes anew."""
-    budget = 40_000
+    budget = 30_000
     money = spender.PRICE.nanousd(0, budget)  # binds nowhere, and is counted all the same
     key = key_of(budget_tokens=budget, budget_nanousd=money)
     folder = Path(__file__).parent

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 
 from penstock.errors import InsufficientQuota, RateLimited
 from penstock.ledger import schema
-from penstock.ledger.accounts import Accounts, Usage
+from penstock.ledger.accounts import Accounts, Grant, Usage
 from penstock.ledger.amounts import Amounts
 from penstock.ledger.api_keys import ApiKey, ApiKeys
 from penstock.ledger.database import Database
@@ -27,6 +27,23 @@ RATE = 150
 NUM_WORKERS = 2
 numbers = st.integers(0, NUM_WORKERS - 1)
 fates = st.sampled_from(["comes", "comes", "comes", "lost", "answer lost"])
+
+
+def test_what_runs_thin_is_filled_up_between_requests_and_what_is_idle_is_given_back():
+    key = ApiKey("k", "bot", budget_tokens=10_000)
+    purses = Purses()
+    purses.absorb({"k": Grant(held=Amounts(tokens=150))}, 0.0)
+    need = Amounts(tokens=100)
+    purse = purses.reserve(key, need, 0.0)
+    purses.end_round(1.0)
+    (wish,) = purses.wishes({}, 1.0)
+    assert (wish.needs, wish.have.tokens, wish.ahead.tokens) == ((), 50, 150)
+    assert purses.wishes({}, 1.0) == []
+    purse.settle(need, Amounts(tokens=40))
+    purses.end_round(2.0)
+    batch = purses.cut()
+    assert batch.spent == {("k", 0): Amounts(tokens=40)}
+    assert batch.returned == {("k", 0): Amounts(tokens=110)}
 
 
 class Worker:

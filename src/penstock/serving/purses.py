@@ -85,6 +85,7 @@ class Purses:
     _all: dict[AccountId, Purse] = field(default_factory=dict)
     _usage: dict[UsageId, Usage] = field(default_factory=dict)
     _unsure: set[str] = field(default_factory=set)
+    _thin: dict[str, Amounts] = field(default_factory=dict)
     _unacked: Batch | None = None
     _sequence: int = 0
 
@@ -129,17 +130,19 @@ class Purses:
     # -- visits to the ledger --------------------------------------------------
 
     def wishes(self, needs: Mapping[str, Sequence[Amounts]], now_s: float) -> list[Wish]:
-        """What to draw for requests that wait; also looks at what is unsure."""
+        """What to draw for requests that wait or will come; also looks at what is unsure."""
+        thin, self._thin = self._thin, {}
         return [
-            self._wish(key_id, tuple(needs.get(key_id, ())), now_s)
-            for key_id in sorted({*needs, *self._unsure})
+            self._wish(key_id, tuple(needs.get(key_id, ())), thin.get(key_id, NOTHING), now_s)
+            for key_id in sorted({*needs, *self._unsure, *thin})
         ]
 
-    def _wish(self, key_id: str, needs: tuple[Amounts, ...], now_s: float) -> Wish:
+    def _wish(self, key_id: str, needs: tuple[Amounts, ...], ahead: Amounts, now_s: float) -> Wish:
         purse = self._current.get(key_id)
         if purse is None or now_s >= purse.ends_s:
             return Wish(key_id, needs)
-        ahead = purse.recent.times(_AHEAD_ROUNDS) if needs else NOTHING
+        if needs:
+            ahead = purse.recent.times(_AHEAD_ROUNDS)
         return Wish(key_id, needs, purse.rest.above_zero(), ahead)
 
     def cut(self) -> Batch | None:
@@ -189,6 +192,8 @@ class Purses:
     def end_round(self, now_s: float, everything: bool = False) -> None:
         """Put aside what was not needed in this round, so that others can have it.
 
+        What runs thin is filled up by the next visit, before requests have to wait for it.
+
         Args:
             now_s: On the driver's clock.
             everything: Keep nothing for requests to come.
@@ -198,6 +203,9 @@ class Purses:
             keep = NOTHING if is_over else purse.recent.times(_AHEAD_ROUNDS)
             purse.give_back(purse.rest.minus(keep).above_zero())
             purse.recent = NOTHING
+            missing = keep.minus(purse.rest).above_zero()
+            if missing != NOTHING:
+                self._thin[purse.account[0]] = missing
 
     @property
     def holds_anything(self) -> bool:
