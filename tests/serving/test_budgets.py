@@ -21,7 +21,7 @@ from penstock.errors import (
 )
 from penstock.ledger.accounts import Accounts, Balance, Usage
 from penstock.ledger.api_keys import ApiKey, ApiKeys
-from penstock.serving.budgets import Budgets
+from penstock.serving.budgets import Budgets, at_most_tokens
 from penstock.serving.prices import Price, PriceList
 
 PRICES = PriceList(
@@ -411,6 +411,12 @@ def test_a_server_that_ends_refuses_those_that_would_wait(accounts, key_of):
             await spend(budgets, key, 1, 1)
 
     asyncio.run(main())
+
+
+def test_an_unknown_tokenizer_cannot_make_more_tokens_than_there_are_bytes():
+    assert at_most_tokens(["né", "e"]) >= 4
+    assert at_most_tokens([]) > 0  # a template may have a system prompt of its own
+    assert at_most_tokens(["\ud800"]) > 0
 
 
 @pytest.mark.slow

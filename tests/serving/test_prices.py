@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from penstock.errors import RecipeError
+from penstock.serve_section import ModelConfig
 from penstock.serving.prices import Price, PriceList, to_dollars, to_nanousd
 
 
@@ -61,6 +63,25 @@ def test_a_model_that_is_not_listed_costs_nothing_and_is_known_to_be_missing():
     assert prices.nanousd("other", 1, 1) == 0
     assert "m" in prices
     assert "other" not in prices
+
+
+def test_prices_of_a_recipe_are_those_it_sets_even_if_they_are_nothing():
+    models = {
+        "cheap": {"price": {"prompt_per_million": 0.1}},
+        "free": {"price": {}},
+        "unpriced": {},
+    }
+    prices = PriceList.of({name: ModelConfig(**one) for name, one in models.items()})
+    assert prices.nanousd("cheap", 3, 0) == 300
+    assert prices.nanousd("free", 3, 3) == 0
+    assert "free" in prices
+    assert "unpriced" not in prices
+
+
+def test_a_price_that_cannot_be_counted_exactly_is_refused_with_its_place():
+    models = {"fine": ModelConfig(price={"prompt_per_million": 0.00000012})}
+    with pytest.raises(RecipeError, match=r"serve\.models\.fine\.price"):
+        PriceList.of(models)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,17 @@ _SHOW_LIFE_S = 5.0
 _MAX_WAITING = 1_024
 _FAREWELL_ATTEMPTS = 3
 _MAX_MODEL_CHARS = 200
+# More than the templates of current models put around a turn.
+_TEMPLATE_TOKENS = 16
+
+
+def at_most_tokens(texts: Sequence[str]) -> int:
+    """What a prompt has at most, for a model whose tokenizer is elsewhere.
+
+    A token stands for at least one byte, and a template adds a few for each turn.
+    """
+    num_bytes = sum(len(text.encode(errors="replace")) for text in texts)
+    return num_bytes + _TEMPLATE_TOKENS * (len(texts) + 1)
 
 
 class Reservation:
@@ -103,11 +114,14 @@ class Budgets:
         accounts: In the ledger.
         prices: What the models cost.
         round_s: How often usage is reported, and what is not needed is given back.
+
+    Attributes:
+        prices: As given.
     """
 
     def __init__(self, accounts: Accounts, prices: PriceList, round_s: float = _ROUND_S) -> None:
         self._accounts = accounts
-        self._prices = prices
+        self.prices = prices
         self._round_s = round_s
         self._holder = new_holder()
         self._purses = Purses()
@@ -160,14 +174,14 @@ class Budgets:
         tokens = prompt_tokens + max_tokens
         nanousd = 0
         if key.budget_nanousd is not None:
-            unpriced = [model for model in models if model not in self._prices]
+            unpriced = [model for model in models if model not in self.prices]
             if unpriced:
                 raise InsufficientQuota(
                     f"The model {unpriced[0][:_MAX_MODEL_CHARS]!r} has no price, and this API "
                     "key has a budget of money.",
                     "Ask for another model; its price may be 0, but it must be set.",
                 )
-            nanousd = max(self._prices.nanousd(m, prompt_tokens, max_tokens) for m in models)
+            nanousd = max(self.prices.nanousd(m, prompt_tokens, max_tokens) for m in models)
         return Amounts(
             requests=0 if key.requests_per_min is None else 1,
             rate_tokens=0 if key.tokens_per_min is None else tokens,
@@ -206,7 +220,7 @@ class Budgets:
         """Never waits, so that nothing can come between the end of a request and this."""
         prompt, completion = reservation.prompt_tokens, reservation.completion_tokens
         model = reservation.model[:_MAX_MODEL_CHARS]
-        nanousd = self._prices.nanousd(reservation.model, prompt, completion)
+        nanousd = self.prices.nanousd(reservation.model, prompt, completion)
         need, purse, key = reservation._need, reservation._purse, reservation.key
         if purse is not None:
             tokens = prompt + completion

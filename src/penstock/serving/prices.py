@@ -7,7 +7,10 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from penstock.errors import RecipeError
+from penstock.serve_section import ModelConfig
 
 _NANO = 10**9
 _PICO_PER_NANO = 1_000
@@ -16,7 +19,7 @@ PerMillion = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=6)]
 
 
 class Price(BaseModel):
-    """What a model's tokens cost.
+    """What a model's tokens cost, as decimals: what a recipe writes as 0.1 is a tenth here.
 
     Attributes:
         prompt_per_million: For a million tokens that the model reads.
@@ -46,6 +49,25 @@ class PriceList:
 
     def __init__(self, prices: Mapping[str, Price]) -> None:
         self._prices = dict(prices)
+
+    @classmethod
+    def of(cls, models: Mapping[str, ModelConfig]) -> PriceList:
+        """The prices that a recipe sets; a model whose price it does not mention has none.
+
+        Raises:
+            RecipeError: A price is too fine or too high to be counted exactly.
+        """
+        set_here = {n: one.price for n, one in models.items() if "price" in one.model_fields_set}
+        prices = {}
+        for name, price in set_here.items():
+            try:
+                prices[name] = Price.model_validate(price.model_dump())
+            except ValidationError as error:
+                raise RecipeError(
+                    f"serve.models.{name}.price: {error.errors()[0]['msg']}.",
+                    "A price is for a million tokens, at most 1,000,000 with six decimals.",
+                ) from None
+        return cls(prices)
 
     def __contains__(self, model: str) -> bool:
         return model in self._prices
