@@ -293,6 +293,18 @@ def test_what_one_process_does_not_need_is_there_for_others_after_a_round(accoun
     assert accounts.balance(key) == Balance(tokens_spent=1_000)
 
 
+def test_what_a_process_gave_back_it_can_draw_again_at_once(accounts, key_of):
+    key = key_of(budget_tokens=100)
+
+    async def main():
+        async with running(accounts, round_s=0.05) as budgets:
+            await spend(budgets, key, 1, 1, most=90)
+            await until(lambda: accounts.balance(key).tokens_held == 0)
+            await spend(budgets, key, 1, 97)
+
+    asyncio.run(main())
+
+
 def test_processes_share_a_rate(accounts, key_of):
     key = key_of(requests_per_min=6)
 

@@ -68,8 +68,10 @@ class Purse:
 
     def give_back(self, surplus: Amounts) -> None:
         """Put aside what the next batch gives back."""
-        self.rest = self.rest.minus(surplus)
-        self.returned = self.returned.plus(surplus)
+        if surplus != NOTHING:
+            self.rest = self.rest.minus(surplus)
+            self.returned = self.returned.plus(surplus)
+            self.seen_s = -math.inf  # the account will have more left than it said
 
     @property
     def is_done(self) -> bool:
