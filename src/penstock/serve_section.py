@@ -192,6 +192,11 @@ class Serve(Section):
     workers: int = Field(
         1, ge=1, le=256, description="Gateway processes behind the port; each loads the models."
     )
+    keys: bool = Field(
+        False,
+        description="Whether clients need an API key. Required where others than this machine "
+        "can reach the gateway.",
+    )
     models: dict[ModelName, ModelConfig] = Field(
         {},
         description="Name -> model. Empty: the model that this recipe trains, and the packaged "

@@ -10,12 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 
-from penstock.errors import PenstockError, UnknownModel
+from penstock.errors import PenstockError
 from penstock.serve_section import Serve
 from penstock.serving import endpoints
 from penstock.serving.answering import json_response
 from penstock.serving.exchange import ExchangeLayer
 from penstock.serving.gateway import Gateway, Surroundings
+from penstock.serving.keys import check_model, visible_models
 from penstock.serving.openapi import document
 from penstock.serving.replies import to_json
 
@@ -67,16 +68,19 @@ def _routes() -> list[Route]:
 
 async def _models(request: Request) -> Response:
     gateway: Gateway = request.state.gateway
-    data = [_model_entry(gateway, name) for name in gateway.router.names]
+    data = [_model_entry(gateway, name) for name in _visible(request)]
     return json_response(to_json({"object": "list", "data": data}))
 
 
 async def _model(request: Request) -> Response:
     gateway: Gateway = request.state.gateway
     name = request.path_params["name"]
-    if name not in gateway.router.names:
-        raise UnknownModel(f"There is no model {name[:200]!r}.", "GET /v1/models lists them.")
+    check_model(request.state.exchange.key, name, gateway.router.names)
     return json_response(to_json(_model_entry(gateway, name)))
+
+
+def _visible(request: Request) -> list[str]:
+    return visible_models(request.state.exchange.key, request.state.gateway.router.names)
 
 
 def _model_entry(gateway: Gateway, name: str) -> dict[str, object]:
@@ -86,8 +90,7 @@ def _model_entry(gateway: Gateway, name: str) -> dict[str, object]:
 
 async def _openapi(request: Request) -> Response:
     """What is offered, for tools that make clients and tests of it."""
-    gateway: Gateway = request.state.gateway
-    return json_response(to_json(document(gateway.router.names)))
+    return json_response(to_json(document(_visible(request))))
 
 
 async def _health(_: Request) -> Response:

@@ -25,6 +25,7 @@ from penstock.errors import (
     ServingError,
     Timeout,
 )
+from penstock.ledger.api_keys import ApiKey
 from penstock.monitoring.traces import Tracer
 from penstock.serving import tracing
 from penstock.serving.facts import Facts
@@ -67,11 +68,13 @@ class Exchange:
         headers: Sent with the answer.
         facts: What is known about it.
         trace: Of what becomes of it.
+        key: Whose it is; None where nobody needs a key.
     """
 
     def __init__(self, scope: Scope, send: Send, tracer: Tracer) -> None:
         self.body = b""
         self.facts = Facts(_request_id(scope), _endpoint(scope["path"]), status=CLIENT_LEFT)
+        self.key: ApiKey | None = None
         self.headers = {"x-request-id": self.facts.request_id}
         self.trace = tracer.begin(_traceparent(scope), self.facts.unique)
         self._conversation: bytes | None = dict(scope["headers"]).get(_CONVERSATION_HEADER)
@@ -158,6 +161,8 @@ class ExchangeLayer:
     async def _answer(self, exchange: Exchange, scope: Scope, receive: Receive) -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
+                if not await self._let_in(exchange, scope, receive):
+                    return
                 exchange.body = await _read_body(scope, receive, self._max_body_bytes)
                 await _until_client_leaves(self._app(scope, _never, exchange.send), receive)
         except TimeoutError:
@@ -184,6 +189,24 @@ class ExchangeLayer:
         except Exception:
             logger.exception("Request %s failed", _id(exchange))
             await exchange.fail(internal_error())
+
+    async def _let_in(self, exchange: Exchange, scope: Scope, receive: Receive) -> bool:
+        """Whether the client may ask; if not, it is told so without its body being kept."""
+        if exchange.facts.endpoint in _PROBES:
+            return True
+        shown = dict(scope["headers"]).get(b"authorization")
+        try:
+            key = self.gateway.access.authenticate(
+                None if shown is None else shown.decode("latin-1")
+            )
+        except ServingError as error:
+            exchange.facts.error = error.code
+            await _refuse_body(exchange, error, scope, receive)
+            return False
+        if key is not None:
+            exchange.key = key
+            exchange.facts.key_id, exchange.facts.tenant = key.id, key.tenant
+        return True
 
     def _account(self, exchange: Exchange) -> None:
         facts = exchange.facts
@@ -268,7 +291,7 @@ def _too_large(size_bytes: int, limit_bytes: int) -> BodyTooLarge:
 
 
 async def _refuse_body(
-    exchange: Exchange, error: BodyTooLarge, scope: Scope, receive: Receive
+    exchange: Exchange, error: ServingError, scope: Scope, receive: Receive
 ) -> None:
     body = error_body(error)
     await exchange.start(error.status, error_headers(error) | {"content-length": str(len(body))})

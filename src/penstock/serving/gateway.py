@@ -11,13 +11,18 @@ from pathlib import Path
 
 from penstock.errors import PenstockError
 from penstock.features.base import FeatureStore
+from penstock.ledger.accounts import Accounts
+from penstock.ledger.api_keys import ApiKey, ApiKeys
 from penstock.monitoring.metrics import ServingMetrics
 from penstock.monitoring.traces import Tracer
 from penstock.serve_section import ModelTask, Serve
+from penstock.serving.access import Access
 from penstock.serving.facts import Facts, Observer
 from penstock.serving.features import OnlineFeatures
+from penstock.serving.keys import visible_models
 from penstock.serving.loading import Loader
 from penstock.serving.models import ServedModel
+from penstock.serving.prices import PriceList
 from penstock.serving.routes import Pointers
 from penstock.serving.routing import Router
 
@@ -38,6 +43,8 @@ class Surroundings:
         folder: The recipe's.
         features: For models whose prompts hold features.
         observers: Told about every answered request.
+        keys: Who may ask; None lets everybody in.
+        accounts: Where use is reported, and budgets are kept.
     """
 
     pointers: Pointers
@@ -45,6 +52,8 @@ class Surroundings:
     folder: Path | None = None
     features: FeatureStore | None = None
     observers: Sequence[Observer] = ()
+    keys: ApiKeys | None = None
+    accounts: Accounts | None = None
 
 
 class Gateway:
@@ -72,6 +81,7 @@ class Gateway:
         self.tracer = Tracer(config.traces, self.metrics.registry)
         self.features = OnlineFeatures(around.features, self.metrics)
         self._observers = around.observers
+        self.access = Access(around.keys, around.accounts, PriceList.of(config.models))
         cache = around.cache_dir or Path.home() / ".cache" / "penstock"
         self.models = {
             name: ServedModel(
@@ -96,9 +106,10 @@ class Gateway:
             "models": {name: model.readiness() for name, model in self.models.items()},
         }
 
-    def default(self, task: ModelTask) -> str | None:
-        """The model for a task when a request names none: the first in the recipe."""
-        names = (name for name, model in self.models.items() if model.config.task == task)
+    def default(self, task: ModelTask, key: ApiKey | None = None) -> str | None:
+        """The model for a task when a request names none: the first that its key may ask."""
+        seen = visible_models(key, self.models)
+        names = (name for name in seen if self.models[name].config.task == task)
         return next(names, None)
 
     def observed(self, facts: Facts) -> None:
@@ -110,7 +121,12 @@ class Gateway:
                 logger.exception("%s failed", type(observer).__name__)
 
     async def start(self) -> None:
-        """Begin to load the models; returns at once."""
+        """Read the keys, and begin to load the models.
+
+        Raises:
+            LedgerError: The keys cannot be read.
+        """
+        await self.access.start()
         self.tracer.start()
         for model in self.models.values():
             await model.start()
@@ -119,4 +135,5 @@ class Gateway:
         """Stop following the pointers and free the models."""
         for model in self.models.values():
             await model.stop()
+        await self.access.stop()
         await asyncio.to_thread(self.tracer.close, _FLUSH_S)

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 from penstock.conversions import conversions
 from penstock.features.base import FeatureStore
 from penstock.ledger import Ledger
+from penstock.ledger.accounts import Accounts
+from penstock.ledger.api_keys import ApiKeys
 from penstock.recipe import Recipe
 from penstock.serve_section import Serve
 from penstock.serving.gateway import Surroundings
+from penstock.serving.keys import require_keys
 from penstock.serving.routes import ServedVersion, Targets
 from penstock.store import Store
 from penstock.version_files import fetched, folder_of
@@ -70,8 +73,14 @@ def served(recipe: Recipe, store: Store, ledger: Ledger) -> tuple[Serve, Surroun
     if recipe.features is not None:
         feature_store, options = recipe.plugin("features", recipe.features)
         features = feature_store(options, recipe.folder)
+    require_keys(serve.host, serve.keys)
     return serve, Surroundings(
-        LedgerPointers(recipe, serve, store, ledger), conversions(store), recipe.folder, features
+        LedgerPointers(recipe, serve, store, ledger),
+        conversions(store),
+        recipe.folder,
+        features,
+        keys=ApiKeys(ledger.database) if serve.keys else None,
+        accounts=Accounts(ledger.database),
     )
 
 
