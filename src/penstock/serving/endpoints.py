@@ -187,8 +187,8 @@ async def _asked(
         UnknownModel: There is none of that name.
         ServingError: Nobody answered.
     """
-    check_model(exchange.key, asked.name, gateway.router.names)
     with exchange.trace.span("route") as step:
+        check_model(exchange.key, asked.name, gateway.router.names)
         choice = await gateway.router.choose(asked, task)
         step.note(why=choice.why)
     facts = exchange.facts
