@@ -81,6 +81,7 @@ class Gateway:
         self.tracer = Tracer(config.traces, self.metrics.registry)
         self.features = OnlineFeatures(around.features, self.metrics)
         self._observers = around.observers
+        self._tasks: set[asyncio.Task[None]] = set()
         self.access = Access(around.keys, around.accounts, PriceList.of(config.models))
         cache = around.cache_dir or Path.home() / ".cache" / "penstock"
         self.models = {
@@ -112,6 +113,11 @@ class Gateway:
         names = (name for name in seen if self.models[name].config.task == task)
         return next(names, None)
 
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Hold a task that nobody waits for; what runs on at the end is cancelled."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def observed(self, facts: Facts) -> None:
         """Tell everybody who wants to know that a request has ended."""
         for observer in self._observers:
@@ -133,6 +139,9 @@ class Gateway:
 
     async def stop(self) -> None:
         """Stop following the pointers and free the models."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for model in self.models.values():
             await model.stop()
         await self.access.stop()
