@@ -1,8 +1,9 @@
 """Whether a server elsewhere is well, asked often and believed with care.
 
-The gateway asks every 0.4 seconds and waits half a second for the answer. A refused
-connection is an answer at once; a slow one is not yet a dead server, so the question
-is left to run on, and what was known before holds meanwhile.
+The gateway looks every 0.4 seconds. A look says what is known and asks anew, and waits
+for nothing: a gateway that is short of time itself must not take that for a dead server.
+A refused connection is an answer, said at the next look. A slow one is not yet: the
+question is left to run on, and what was known before holds for a few looks more.
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-_WAIT_S = 0.4
-# A server in our own network that says nothing for so long is not well.
-_NEAR_PATIENCE_S = 0.9
+# So many looks may find no answer: a second or two for a server in our own network.
+_NEAR_PATIENCE = 3
 # A public one is far away, and takes questions twice a second amiss.
-_FAR_PATIENCE_S = 5.0
+_FAR_PATIENCE = 10
 _FAR_INTERVAL_S = 10.0
 
 
@@ -33,18 +33,20 @@ class Health:
         self._well = True
         self._asked_s = float("-inf")
         self._asking: asyncio.Task[None] | None = None
+        self._num_looks = 0
 
-    async def healthy(self) -> bool:
-        """Whether it is well, as far as is known."""
+    def look(self) -> bool:
+        """Whether it is well, as far as is known; on the event loop."""
         if self._asking is None or self._asking.done():
-            if self._well and time.monotonic() - self._asked_s < self._interval_s:
-                return True
-            self._asked_s = time.monotonic()
-            self._asking = asyncio.create_task(self._look())
-        await asyncio.wait((self._asking,), timeout=_WAIT_S)
-        if not self._asking.done() and time.monotonic() - self._asked_s > self._patience_s:
+            interval_s = _FAR_INTERVAL_S if self._is_far() else 0.0
+            if not self._well or time.monotonic() - self._asked_s >= interval_s:
+                self._asked_s, self._num_looks = time.monotonic(), 0
+                self._asking = asyncio.create_task(self._question())
+            return self._well
+        self._num_looks += 1
+        if self._num_looks > (_FAR_PATIENCE if self._is_far() else _NEAR_PATIENCE):
             self._asking.cancel()
-            self._well = False
+            self._asking, self._well = None, False
         return self._well
 
     def doubt(self) -> None:
@@ -57,13 +59,5 @@ class Health:
             self._asking.cancel()
             await asyncio.wait((self._asking,))
 
-    @property
-    def _interval_s(self) -> float:
-        return _FAR_INTERVAL_S if self._is_far() else 0.0
-
-    @property
-    def _patience_s(self) -> float:
-        return _FAR_PATIENCE_S if self._is_far() else _NEAR_PATIENCE_S
-
-    async def _look(self) -> None:
+    async def _question(self) -> None:
         self._well = await self._ask()

@@ -63,7 +63,8 @@ _TAKEN_HEADERS = frozenset(
 _REASONS: dict[str, FinishReason] = {"length": "length", "content_filter": "content_filter"}
 
 # What a server does not know; found out by its refusals.
-Quirk = Literal["stream_options", "max_tokens", "encoding_format"]
+Quirk = Literal["stream_options", "max_tokens", "encoding_format", "labels"]
+_OPTIONAL: tuple[Quirk, ...] = ("stream_options", "encoding_format", "labels")
 
 
 def _checked_headers(headers: dict[str, str]) -> dict[str, str]:
@@ -105,7 +106,7 @@ class OpenAIBackend(Backend):
         self._options = OpenAIOptions.model_validate(files.options)
         self._upstream = Upstream(self._options.url)
         self._quirks: frozenset[Quirk] = frozenset()
-        self._classify_at_root = False
+        self._at_root: set[str] = set()
 
     def load(self) -> None:
         """Look for the key. The server is not asked: it may come up later.
@@ -148,7 +149,8 @@ class OpenAIBackend(Backend):
     async def embed(self, texts: list[str]) -> tuple[Floats, int]:
         """Embed texts."""
         body = {"model": self._files.source, "input": texts}
-        reply = await self._posted_embeddings(body)
+        # Base64 is a third of the bytes of numbers in JSON.
+        reply = await self._posted("/embeddings", body, "encoding_format", "base64")
         rows = _ordered(reply, "data", len(texts))
         vectors = [_vector(row.get("embedding")) for row in rows]
         if len({len(vector) for vector in vectors}) != 1:
@@ -157,7 +159,7 @@ class OpenAIBackend(Backend):
 
     async def rerank(self, query: str, documents: list[str]) -> tuple[Floats, int]:
         """Relevance of each document; scores that are no shares are taken for logits."""
-        reply = await self._upstream.post(
+        reply = await self._at_its_place(
             "/rerank",
             {
                 "model": self._files.source,
@@ -176,16 +178,16 @@ class OpenAIBackend(Backend):
 
     async def classify(self, texts: list[str]) -> tuple[Floats, int]:
         """Probabilities of the labels that the recipe names."""
-        reply = await self._posted_classify(
-            {"model": self._files.source, "input": texts, "labels": list(self.labels)}
-        )
+        body = {"model": self._files.source, "input": texts}
+        # Jina's zero-shot classifiers are told the labels, others know them.
+        reply = await self._posted("/classify", body, "labels", list(self.labels))
         rows = _ordered(reply, "data", len(texts))
         scores = _finite(np.stack([_probabilities(row, self.labels) for row in rows]))
         return scores, _read(reply, texts)
 
     async def healthy(self) -> bool:
         """Whether the server is well."""
-        return await self._upstream.healthy()
+        return self._upstream.look()
 
     def close(self) -> None:
         """Close the connections."""
@@ -234,27 +236,27 @@ class OpenAIBackend(Backend):
             )
         return "/completions", body | {"prompt": request.text}
 
-    async def _posted_embeddings(self, body: dict[str, Any]) -> Any:
-        """Base64 is a third of the bytes of numbers in JSON, where a server knows it."""
+    async def _posted(self, path: str, body: dict[str, Any], optional: Quirk, value: object) -> Any:
+        """One answer in JSON, to a request with a field that not every server knows."""
         quirks = self._quirks
         while True:
-            form = {} if "encoding_format" in quirks else {"encoding_format": "base64"}
+            more = {} if optional in quirks else {optional: value}
             try:
-                reply = await self._upstream.post("/embeddings", body | form)
+                reply = await self._at_its_place(path, body | more)
             except InvalidRequest as refusal:
                 quirks = _learned(refusal, quirks)
             else:
                 self._quirks = quirks
                 return reply
 
-    async def _posted_classify(self, body: dict[str, Any]) -> Any:
-        """VLLM has it beside its /v1, Jina below; where it was found, it is asked again."""
+    async def _at_its_place(self, path: str, body: dict[str, Any]) -> Any:
+        """Below /v1, or beside it, where vLLM has some; where it was found, it is asked again."""
+        at_root = path in self._at_root
         try:
-            return await self._upstream.post("/classify", body, self._classify_at_root)
+            return await self._upstream.post(path, body, at_root)
         except NoSuchPath:
-            other = not self._classify_at_root
-            reply = await self._upstream.post("/classify", body, other)
-            self._classify_at_root = other
+            reply = await self._upstream.post(path, body, not at_root)
+            self._at_root ^= {path}
             return reply
 
 
@@ -345,11 +347,7 @@ def _learned(refusal: InvalidRequest, known: frozenset[Quirk]) -> frozenset[Quir
         InvalidRequest: Nothing new: it is the request that is wrong.
     """
     said = f"{refusal.param} {refusal.message}"
-    found: set[Quirk] = set()
-    if "stream_options" in said:
-        found.add("stream_options")
-    if "encoding_format" in said:
-        found.add("encoding_format")
+    found = {name for name in _OPTIONAL if name in said}
     if "max_completion_tokens" in said:
         found.add("max_tokens")
     if found <= known:
@@ -409,7 +407,12 @@ def _ordered(reply: Any, key: str, num_rows: int) -> list[dict[str, Any]]:
     rows = reply.get(key) if isinstance(reply, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise nonsense()
-    placed = {row.get("index", place): row for place, row in enumerate(rows)}
+    placed: dict[int, dict[str, Any]] = {}
+    for place, row in enumerate(rows):
+        index = row.get("index", place)
+        if type(index) is not int:
+            raise nonsense()
+        placed[index] = row
     if len(rows) != num_rows or placed.keys() != set(range(num_rows)):
         raise nonsense()
     return [placed[place] for place in range(num_rows)]
@@ -444,7 +447,7 @@ def _probabilities(row: dict[str, Any], labels: tuple[str, ...]) -> Floats:
     """Of each label: by name where the server names them, by place otherwise."""
     pairs = row.get("predictions")
     if isinstance(pairs, list) and all(isinstance(pair, dict) for pair in pairs):
-        named = {pair.get("label"): pair.get("score") for pair in pairs}
+        named = {str(pair.get("label")): pair.get("score") for pair in pairs}
         scores = _numbers([named.get(label) for label in labels])
     else:
         scores = _numbers(row.get("probs"))

@@ -91,7 +91,7 @@ class Upstream:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending: dict[Any, asyncio.Task[None]] = {}
         self._is_far = True
-        self._health = Health(self._look, lambda: self._is_far)
+        self._health = Health(self._is_well, lambda: self._is_far)
         self._health_paths = [f"{self.root}/health", f"{self.url}/models"]
 
     @property
@@ -175,9 +175,9 @@ class Upstream:
 
         self._ending[response] = asyncio.create_task(read_on())
 
-    async def healthy(self) -> bool:
-        """Whether the server is well."""
-        return await self._health.healthy()
+    def look(self) -> bool:
+        """Whether the server is well, as far as is known; on the event loop."""
+        return self._health.look()
 
     def close(self) -> None:
         """Close all connections; not on the event loop."""
@@ -263,7 +263,7 @@ class Upstream:
             param=param if isinstance(param, str) and _PARAM.fullmatch(param) else None,
         )
 
-    async def _look(self) -> bool:
+    async def _is_well(self) -> bool:
         """Whether the server is well."""
         aiohttp = require("aiohttp", "serve")
         session = await self._connections()

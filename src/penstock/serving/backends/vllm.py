@@ -171,7 +171,7 @@ class VllmBackend(Backend):
         """Whether the server is up and well."""
         if self._server is not None and self._server.url is None:
             return False
-        return self._upstream is not None and await self._reached().healthy()
+        return self._upstream is not None and self._reached().look()
 
     def close(self) -> None:
         """End the server, if it is ours."""
