@@ -104,8 +104,16 @@ class Question:
         """The same, to be answered in one piece."""
         return replace(self, asked=self.asked.model_copy(update={"stream": False}))
 
-    def generation(self, prompt_ids: Sequence[int], context_length: int | None) -> Generation:
+    def generation(
+        self, prompt_ids: Sequence[int], context_length: int | None, open_ended: bool
+    ) -> Generation:
         """What a backend is asked.
+
+        Args:
+            prompt_ids: The prompt, for a backend that reads tokens.
+            context_length: Of the model, if that is known.
+            open_ended: An answer for which nobody set a limit may be longer than what is
+                set aside.
 
         Raises:
             ContextExceeded: Prompt and answer do not fit the model.
@@ -123,7 +131,7 @@ class Question:
             seed=asked.seed,
             text=prompt.text if isinstance(prompt.text, str) and not prompt.turns else None,
             turns=prompt.turns,
-            open_ended=self.limit is None,
+            open_ended=open_ended and self.limit is None,
         )
 
 
@@ -159,7 +167,9 @@ async def answer(gateway: Gateway, exchange: Exchange, question: Question, one: 
         held.enter_context(gateway.metrics.active.labels(model.name).track_inprogress())
         text = route.text
         prompt_ids = () if text is None else await question.prompt.encoded(text, gateway.features)
-        generation = question.generation(prompt_ids, None if text is None else text.context_length)
+        length = None if text is None else text.context_length
+        # What a key may use is reserved before, so its answers cannot be longer than that.
+        generation = question.generation(prompt_ids, length, open_ended=exchange.key is None)
         facts.max_tokens, facts.temperature = generation.max_tokens, generation.temperature
         counts = TokenCounts(generation, exact=text is not None)
         facts.prompt_tokens = counts.read

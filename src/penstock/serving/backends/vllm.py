@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import AsyncGenerator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, model_validator
@@ -32,7 +33,7 @@ from penstock.serving.backends.openai import key_of
 from penstock.serving.backends.upstream import Upstream, nonsense
 from penstock.serving.backends.vllm_server import VllmServer
 
-_MODULE = "vllm.entrypoints.cli.main"
+_LAUNCH = Path(__file__).with_name("vllm_launch.py")
 # Who may set these could serve another model, to others, or run code that came with one.
 _OURS = (
     "allowed-origins",
@@ -213,7 +214,7 @@ class VllmBackend(Backend):
             python = str(files.recipe_folder / options.python)
         server = VllmServer(
             [
-                *(python, "-I", "-m", _MODULE, "serve", str(files.path.absolute())),
+                *(python, "-I", str(_LAUNCH), "serve", str(files.path.absolute())),
                 *("--served-model-name", self._name, "--host", "127.0.0.1"),
                 # What a request does not say is ours to say, not the model folder's.
                 *("--generation-config", "vllm"),
