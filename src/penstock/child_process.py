@@ -92,6 +92,7 @@ def free_port() -> int:
         port: int = listening.getsockname()[1]
         return port
 
+
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from penstock.errors import RecipeError, ServingError, Timeout
+from penstock.errors import ServingError, Timeout
 from penstock.section import Section
 from penstock.serving.answer_text import AnswerText
 from penstock.serving.backends.addresses import checked_url
@@ -230,7 +230,7 @@ class VllmBackend(Backend):
             server.start()
         except ServingError as error:
             if "No module named" in error.message:
-                raise RecipeError(f"{python} cannot run vLLM. {error.message}", _NO_VLLM) from error
+                raise ServingError(f"{python} cannot run vLLM. {error.message}", _NO_VLLM) from error
             raise
         if server.url is None:
             raise ServingError(f"vLLM for {self._name} ended as soon as it was up.")
