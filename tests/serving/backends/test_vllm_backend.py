@@ -84,7 +84,7 @@ class TestStarted:
     def test_it_is_told_what_to_serve_and_answers_only_us(self, loaded, python, folder, tmp_path):
         backend = loaded(python="python", args=["--dtype", "float32", "--max-num-seqs", 4])
         assert ids_of(backend, [50, 60, 70]) == ([70, 60, 50], "stop")
-        words = (tmp_path / "cache" / "vllm.log").read_text()
+        words = (tmp_path / "cache" / f"vllm-{os.getpid()}.log").read_text()
         assert f"serve {folder} --served-model-name {NAME} --host 127.0.0.1" in words
         assert "--generation-config vllm" in words
         assert "--dtype float32 --max-num-seqs 4" in words
@@ -110,7 +110,7 @@ class TestStarted:
             return [chunk.token_ids async for chunk in backend.generate(Generation((50,), 3))]
 
         assert asyncio.run(asyncio.wait_for(main(), 60))[0] == (50,)
-        assert (tmp_path / "cache" / "vllm.log.1").exists()
+        assert (tmp_path / "cache" / f"vllm-{os.getpid()}.log.1").exists()
 
     def test_closing_it_ends_its_process(self, loaded, python):
         backend = loaded(python="python")
@@ -122,7 +122,7 @@ class TestStarted:
         (folder / "broken").write_text("torch.OutOfMemoryError: not today")
         with pytest.raises(ServingError, match="not today") as caught:
             loaded(python="python")
-        assert "vllm.log" in caught.value.hint
+        assert f"vllm-{os.getpid()}.log" in caught.value.hint
 
     def test_one_that_never_comes_up_is_given_up(self, loaded, python, folder):
         (folder / "slow").touch()

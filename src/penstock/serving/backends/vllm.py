@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import sys
 from collections.abc import AsyncGenerator, Coroutine
@@ -222,7 +223,8 @@ class VllmBackend(Backend):
                 *map(str, options.args),
             ],
             self._name,
-            files.cache / "vllm.log",
+            # Every process of a gateway has a vLLM of its own.
+            files.cache / f"vllm-{os.getpid()}.log",
             options.start_timeout_s,
             lambda url: self._name in self._models(url, server.key),
         )
@@ -230,7 +232,9 @@ class VllmBackend(Backend):
             server.start()
         except ServingError as error:
             if "No module named" in error.message:
-                raise ServingError(f"{python} cannot run vLLM. {error.message}", _NO_VLLM) from error
+                raise ServingError(
+                    f"{python} cannot run vLLM. {error.message}", _NO_VLLM
+                ) from error
             raise
         if server.url is None:
             raise ServingError(f"vLLM for {self._name} ended as soon as it was up.")
