@@ -27,7 +27,8 @@ test-fast: setup-dev
 
 # vLLM takes gigabytes and minutes to install, so its tests are apart.
 test-vllm: setup-dev
-	PENSTOCK_TEST_VLLM=1 $(BIN)/pytest -k vllm tests/end_to_end/test_vllm_loop.py tests/conformance/test_evaluators.py
+	PENSTOCK_TEST_VLLM=1 $(BIN)/pytest -k vllm tests/end_to_end/test_vllm_loop.py \
+		tests/end_to_end/test_vllm_serving.py tests/conformance/test_evaluators.py
 
 check: setup-dev
 	$(BIN)/ruff check .

@@ -1,11 +1,12 @@
 """A child knows by its pipes that it is over."""
 
+import socket
 import subprocess
 import sys
 
 import pytest
 
-from penstock.child_process import end_child
+from penstock.child_process import end_child, free_port, running, start
 
 LISTENS = "import sys; sys.stdin.read(); sys.exit(7)"
 IS_DEAF = "import time; print('up', flush=True); time.sleep(600)"
@@ -40,3 +41,26 @@ def test_a_child_that_is_gone_already_is_no_error(said):
     child.stdin.write(said)
     end_child(child, 60)
     assert child.returncode == 3
+
+
+def test_last_words_are_the_end_of_what_was_said_and_reading_them_loses_nothing(tmp_path):
+    program = "import sys; [print('word', i, flush=True) or input() for i in range(1)]"
+    with (tmp_path / "log").open("w+b") as log:
+        child = start([sys.executable, "-I", "-c", program], log)
+        while "word 0" not in child.last_words():
+            assert child.process.poll() is None or "word 0" in child.last_words()
+        child.process.wait()
+        assert child.last_words(5).strip() == child.last_words()[-5:].strip()
+        assert child.last_words().startswith("word 0")
+        assert "EOFError" in child.last_words()
+
+
+def test_a_child_is_given_the_environment_that_was_asked_for():
+    program = "import os; print(sorted(os.environ))"
+    with running([sys.executable, "-I", "-c", program], answers=True) as child:
+        assert "PATH" in child.process.stdout.readline()
+
+
+def test_a_free_port_can_be_listened_on():
+    with socket.create_server(("127.0.0.1", free_port())):
+        pass

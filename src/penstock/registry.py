@@ -78,6 +78,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         "sentence_transformers": (
             "penstock.serving.backends.sentence_transformers:SentenceTransformersBackend"
         ),
+        "openai": "penstock.serving.backends.openai:OpenAIBackend",
+        "vllm": "penstock.serving.backends.vllm:VllmBackend",
     },
 }
 

@@ -13,16 +13,22 @@ from pydantic import ValidationError
 
 sys.path.append(str(Path(__file__).parents[1] / "serving"))
 
+from fake_vllm import FakeVllm, computed_by
 from tiny_llama import TEXTS, save_llama, save_tokenizer, save_trained_llama
 
 from penstock.errors import InvalidRequest, ServingError
 from penstock.registry import names, resolve
+from penstock.serve_section import BackendConfig, ModelConfig, Serve
 from penstock.serving.backends.base import Generation, ModelFiles
+from penstock.serving.gateway import Surroundings
+from penstock.serving.server import BackgroundServer
 
 pytestmark = pytest.mark.slow
 
-GENERATING = ["ctranslate2", "transformers"]
+GENERATING = ["ctranslate2", "transformers", "vllm"]
 EMBEDDING = ["sentence_transformers"]
+# Backends that read text; what computes is a server elsewhere.
+READING_TEXT = ["openai"]
 SHAPES = {
     "trained": {},
     "random": {"seed": 3},
@@ -57,11 +63,12 @@ def folders(tmp_path_factory):
 def generating(folders, tmp_path_factory):
     root, _ = folders
     cache = tmp_path_factory.mktemp("cache")
-    loaded = {}
+    loaded, servers = {}, []
 
     def get(backend, shape="trained"):
         if (backend, shape) not in loaded:
-            files = ModelFiles(root / shape, cache / shape)
+            options = {"url": vllm_of(get, shape, servers)} if backend == "vllm" else {}
+            files = ModelFiles(root / shape, cache / shape, options)
             made = resolve("backends", backend)(files)
             made.load()
             loaded[backend, shape] = made, files.text
@@ -70,6 +77,15 @@ def generating(folders, tmp_path_factory):
     yield get
     for backend, _ in loaded.values():
         backend.close()
+    for server in servers:
+        server.__exit__(None, None, None)
+
+
+def vllm_of(get, shape, servers):
+    """Address of a server that speaks as vLLM does; a real one is in tests/end_to_end."""
+    computing, _ = get("transformers", shape)
+    servers.append(FakeVllm("model", computed_by(computing, "model")).__enter__())
+    return servers[-1].url
 
 
 @pytest.fixture(params=GENERATING)
@@ -105,7 +121,7 @@ def reference(model, prompt_ids, max_tokens):
 
 
 def test_every_registered_backend_is_in_this_suite():
-    assert sorted(GENERATING + EMBEDDING) == names("backends")
+    assert sorted(GENERATING + EMBEDDING + READING_TEXT) == names("backends")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -306,7 +322,7 @@ def test_code_in_a_model_folder_is_never_run(backend_name, folders, tmp_path):
 
 @pytest.mark.parametrize("options", [{"max_batc": 1}, {"max_batch": -1}, {"max_batch": "two"}])
 def test_a_wrong_option_is_refused_by_name(options):
-    for backend in GENERATING + EMBEDDING:
+    for backend in GENERATING + EMBEDDING + READING_TEXT:
         with pytest.raises(ValidationError, match="max_batc"):
             resolve("backends", backend).Options.model_validate(options)
 
@@ -315,7 +331,7 @@ def test_backends_refuse_what_they_do_not_declare(generating):
     for name in GENERATING:
         backend, _ = generating(name)
         assert backend.capabilities == {"generate"}
-        with pytest.raises(ServingError, match="does not embed"):
+        with pytest.raises(ServingError, match=r"(does not|cannot) embed"):
             asyncio.run(backend.embed(["text"]))
 
 
@@ -437,3 +453,63 @@ class TestEmbedding:
             return vectors
 
         assert asyncio.run(main()).shape == (1, 384)
+
+
+class TestReadingText:
+    """Servers elsewhere: here our own gateway, in front of transformers."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls, folders, tmp_path_factory):
+        root, _ = folders
+        models = {
+            name: ModelConfig(source=str(root / name), backend=BackendConfig(type="transformers"))
+            for name in ("trained", "random")
+        }
+        config = Serve(port=0, metrics_port=None, models=models)
+        around = Surroundings(None, tmp_path_factory.mktemp("cache"))
+        with BackgroundServer(config, around) as server:
+            server.wait_ready()
+            yield server
+
+    @pytest.fixture(scope="class", params=READING_TEXT)
+    @classmethod
+    def asked(cls, request, server, tmp_path_factory):
+        """Asks a model for a plain completion, greedily; the text and why it ended."""
+        made = {}
+        for name in ("trained", "random"):
+            folder = tmp_path_factory.mktemp("files")
+            files = ModelFiles(None, folder, {"url": server.url}, source=name)
+            made[name] = resolve("backends", request.param)(files)
+            made[name].load()
+
+        def ask(text, max_tokens=24, model="trained", **more):
+            generation = Generation((), max_tokens, temperature=0.0, text=text, **more)
+            answer, _, reason = asyncio.run(collect(made[model], generation))
+            return answer, reason
+
+        yield ask
+        for backend in made.values():
+            backend.close()
+
+    def test_answers_equal_transformers_character_for_character(self, asked, folders, generating):
+        _, text = generating("transformers", "random")
+        for prompt in PROMPTS[:4]:
+            expected = reference(folders[1]["random"], text.encode(prompt), 24)
+            assert asked(prompt, model="random")[0] == text.decode(expected)
+
+    def test_an_answer_ends_by_itself_or_at_its_limit(self, asked):
+        rest = TEXTS[0].removeprefix("the quick")
+        assert asked("<s>the quick", 60) == (rest, "stop")
+        answer, reason = asked("<s>the quick", 2)
+        assert rest.startswith(answer)
+        assert reason == "length"
+
+    @pytest.mark.parametrize("stop", ["brown fox", "wn f", " "])
+    def test_a_stop_string_ends_the_answer(self, asked, stop):
+        rest = TEXTS[0].removeprefix("the quick")
+        answer = asked("<s>the quick", 60, stop=("never seen", stop))
+        assert answer == (rest[: rest.index(stop)], "stop")
+
+    def test_characters_of_many_bytes_come_whole(self, asked):
+        assert asked("<s>café", 60)[0] == TEXTS[2].removeprefix("café")

@@ -286,7 +286,7 @@ class TestCommand:
             f"os.rename({str(pids) + '.new'!r}, {str(pids)!r}); time.sleep(99)"
         )
         script = (
-            "from penstock.evaluators.processes import running\nimport sys, time\n"
+            "from penstock.child_process import running\nimport sys, time\n"
             f"with running([sys.executable, '-c', {server!r}]): time.sleep(99)"
         )
         parent = subprocess.Popen([sys.executable, "-c", script])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from penstock.child_process import free_port, running
 from penstock.errors import EvaluationError, RecipeError
 from penstock.evaluators import harness
 from penstock.evaluators.asking import Asker
 from penstock.evaluators.base import Evaluation, usable
-from penstock.evaluators.processes import running
 from penstock.registry import require
 from penstock.section import Place, Section
 
@@ -146,7 +145,7 @@ class EndpointEvaluator:
             "name": evaluation.name,
             "digest": evaluation.digest,
             "folder": str(evaluation.model),
-            "port": str(_free_port()) if options.command else "",
+            "port": str(free_port()) if options.command else "",
         }
         url, name = (_filled(text, words).rstrip("/") for text in (options.base_url, options.model))
         if options.command is None:
@@ -192,12 +191,6 @@ def _no_likelihoods(
         "Keep tasks whose output_type is generate_until, use vLLM as the server, or evaluate in "
         "backend: hf or vllm.",
     )
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-        return port
 
 
 def _wait_until_up(url: str, server: Any, options: EndpointOptions) -> None:

@@ -19,10 +19,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from penstock.child_process import Running, running
 from penstock.errors import EvaluationError
 from penstock.evaluators import harness
 from penstock.evaluators.base import Evaluation
-from penstock.evaluators.processes import Running, running
 from penstock.section import Place, Section
 
 _VERSIONS = """

@@ -23,6 +23,7 @@ from penstock.serving.model_text import ModelText
 from penstock.serving.replies import END_OF_STREAM, AnswerKind, AnswerShape
 from penstock.serving.requests import Sampling
 from penstock.serving.routes import Route
+from penstock.serving.token_counts import TokenCounts
 from penstock.serving.tries import Try, judged, within
 
 # Longer texts are tokenised in a thread: at about 1 MB a second, a long one
@@ -103,8 +104,16 @@ class Question:
         """The same, to be answered in one piece."""
         return replace(self, asked=self.asked.model_copy(update={"stream": False}))
 
-    def generation(self, prompt_ids: Sequence[int], context_length: int | None) -> Generation:
+    def generation(
+        self, prompt_ids: Sequence[int], context_length: int | None, open_ended: bool
+    ) -> Generation:
         """What a backend is asked.
+
+        Args:
+            prompt_ids: The prompt, for a backend that reads tokens.
+            context_length: Of the model, if that is known.
+            open_ended: An answer for which nobody set a limit may be longer than what is
+                set aside.
 
         Raises:
             ContextExceeded: Prompt and answer do not fit the model.
@@ -122,7 +131,7 @@ class Question:
             seed=asked.seed,
             text=prompt.text if isinstance(prompt.text, str) and not prompt.turns else None,
             turns=prompt.turns,
-            open_ended=self.limit is None,
+            open_ended=open_ended and self.limit is None,
         )
 
 
@@ -158,9 +167,12 @@ async def answer(gateway: Gateway, exchange: Exchange, question: Question, one: 
         held.enter_context(gateway.metrics.active.labels(model.name).track_inprogress())
         text = route.text
         prompt_ids = () if text is None else await question.prompt.encoded(text, gateway.features)
-        generation = question.generation(prompt_ids, None if text is None else text.context_length)
+        length = None if text is None else text.context_length
+        # What a key may use is reserved before, so its answers cannot be longer than that.
+        generation = question.generation(prompt_ids, length, open_ended=exchange.key is None)
         facts.max_tokens, facts.temperature = generation.max_tokens, generation.temperature
-        facts.prompt_tokens = len(prompt_ids)
+        counts = TokenCounts(generation, exact=text is not None)
+        facts.prompt_tokens = counts.read
         most = len(prompt_ids) if text is not None else at_most_tokens(question.prompt.texts)
         reservation = await held.enter_async_context(
             gateway.access.reserved(exchange.key, model.name, most, generation.max_tokens)
@@ -170,7 +182,7 @@ async def answer(gateway: Gateway, exchange: Exchange, question: Question, one: 
         facts.computing_s = time.monotonic()
         shape = AnswerShape(question.prompt.kind, route.served, facts)
         held.enter_context(tracing.call(exchange.trace, facts, model, question.prompt.kind))
-        chunks = _counted(gateway, facts, route, generation, reservation)
+        chunks = _counted(gateway, facts, route, generation, counts, reservation)
         await held.enter_async_context(contextlib.aclosing(chunks))
         if not question.asked.stream:
             async with within(model.config.timeout_s):
@@ -182,35 +194,40 @@ async def answer(gateway: Gateway, exchange: Exchange, question: Question, one: 
 
 
 async def _counted(
-    gateway: Gateway, facts: Facts, route: Route, generation: Generation, reservation: Reservation
+    gateway: Gateway,
+    facts: Facts,
+    route: Route,
+    generation: Generation,
+    counts: TokenCounts,
+    reservation: Reservation,
 ) -> AsyncGenerator[Chunk, None]:
     """The backend's chunks, counted as they pass, up to the last."""
     metrics, model = gateway.metrics, facts.model
     generated = metrics.tokens_generated.labels(model)
-    num_tokens = 0
+    num_told = 0
     reservation.used(facts.prompt_tokens, 0)
-    async with judged(route), contextlib.aclosing(route.backend.generate(generation)) as chunks:
-        async for chunk in chunks:
-            if facts.first_token_s is None:
-                facts.first_token_s = time.monotonic()
-                first_s = facts.first_token_s - facts.started_s
-                metrics.first_token.labels(model).observe(first_s, facts.exemplar)
-            new = len(chunk.token_ids)
-            if chunk.usage is not None:
-                facts.prompt_tokens = max(0, chunk.usage.prompt_tokens)
-                new = max(new, chunk.usage.completion_tokens - num_tokens)
-            elif route.text is None and chunk.text:
-                new = max(new, 1)  # a server elsewhere sends about a token at a time
-            num_tokens += new
-            generated.inc(new)
-            facts.completion_tokens = num_tokens
-            reservation.used(facts.prompt_tokens, num_tokens)
-            facts.finish_reason = chunk.finish_reason
-            yield chunk
-            if chunk.finish_reason is not None:
-                break
-        else:
-            raise ServingError("The model ended its answer without saying why.")
+    try:
+        async with judged(route), contextlib.aclosing(route.backend.generate(generation)) as chunks:
+            async for chunk in chunks:
+                if facts.first_token_s is None:
+                    facts.first_token_s = time.monotonic()
+                    first_s = facts.first_token_s - facts.started_s
+                    metrics.first_token.labels(model).observe(first_s, facts.exemplar)
+                counts.add(chunk)
+                facts.prompt_tokens, facts.completion_tokens = counts.read, counts.written
+                reservation.used(counts.read, counts.written)
+                if counts.exact:
+                    generated.inc(counts.written - num_told)
+                    num_told = counts.written
+                facts.finish_reason = chunk.finish_reason
+                yield chunk
+                if chunk.finish_reason is not None:
+                    break
+            else:
+                raise ServingError("The model ended its answer without saying why.")
+    finally:
+        # What was estimated may become less at the end, and a counter only grows.
+        generated.inc(counts.written - num_told)
     metrics.prompt_tokens.labels(model).inc(facts.prompt_tokens)
 
 

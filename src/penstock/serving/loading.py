@@ -99,11 +99,17 @@ class Loader:
                 model.resources.num_gpus,
             ),
             model.max_concurrency or self.serve.max_concurrency,
+            self.folder or Path(),
         )
 
     def _load(self, served: ServedVersion, files: ModelFiles) -> Route:
         backend: Backend = self._backend_class(files)
         with _ONE_AT_A_TIME:
+            if not backend.elsewhere:
+                backend.load()
+            elif backend.reads == "tokens":
+                _ = files.text  # all of transformers that this process needs for it
+        if backend.elsewhere:
             backend.load()
         return Route(served, files, backend)
 

@@ -42,7 +42,7 @@ def try_serving(recipe: Recipe, store: Store, folder: Path, digest: str) -> None
     if served.task not in backend_class.capabilities:
         raise RecipeError(f"serve.models: the {name} backend cannot {served.task}.")
     cache = conversion(conversions(store), digest)
-    files = ModelFiles(folder, cache, served.options)
+    files = ModelFiles(folder, cache, served.options, recipe_folder=recipe.folder or Path())
     try:
         backend = backend_class(files)
         backend.load()

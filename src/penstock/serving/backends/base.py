@@ -23,7 +23,7 @@ from penstock.section import Section
 from penstock.serving.model_text import ModelText
 
 Capability = Literal["generate", "embed", "rerank", "classify"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "content_filter"]
 Floats: TypeAlias = NDArray[np.float32]
 Turn: TypeAlias = Mapping[str, str]
 
@@ -124,6 +124,7 @@ class ModelFiles:
         task: What the gateway will ask of it.
         scaling: Copies and what they take.
         max_concurrency: The gateway sends at most this many requests at once.
+        recipe_folder: Where relative paths in options start.
     """
 
     folder: Path | None
@@ -135,6 +136,7 @@ class ModelFiles:
     task: Capability = "generate"
     scaling: Scaling = Scaling()
     max_concurrency: int = 16
+    recipe_folder: Path = Path()
 
     @property
     def path(self) -> Path:
@@ -168,11 +170,13 @@ class Backend(Protocol):
         capabilities: What it can do.
         reads: ``tokens`` of the model's own tokenizer, made by the gateway, or ``text``,
             for a server elsewhere whose tokenizer is not here.
+        elsewhere: It computes in another process, and may be loaded beside other models.
     """
 
     Options: ClassVar[type[Section]] = NoOptions
     capabilities: ClassVar[frozenset[Capability]]
     reads: ClassVar[Literal["tokens", "text"]] = "tokens"
+    elsewhere: ClassVar[bool] = False
 
     def __init__(self, files: ModelFiles) -> None: ...
 
