@@ -7,11 +7,13 @@ from penstock.day_tables import DAY, ID_MS, RESPONSE_ID, day_of, id_ms
 from penstock.folders import LocalFolder
 from penstock.monitoring.request_log import rows_of
 from penstock.monitoring.row_writer import RowWriter
+from penstock.serve_section import LogConfig
 from penstock.serving.facts import Facts
 from penstock.serving.response_id import new_response_id
 from penstock.traffic import FEEDBACK_SCHEMA, FOLDER, LOG_SCHEMA, Traffic
 
 DIGEST = "ab" * 32
+KEPT = LogConfig(content=True, redact=False)
 SERVED = SimpleNamespace(version=3, digest=DIGEST, run_id="run-3", data_version="data-3")
 
 
@@ -68,8 +70,8 @@ class Writers:
         self._log = RowWriter(self.traffic.log, LOG_SCHEMA, None)
         self._feedback = RowWriter(self.traffic.feedback, FEEDBACK_SCHEMA, None)
 
-    def log(self, *facts, redact=False):
-        self._log.append(self._log.begin(), rows_of(facts, redact))
+    def log(self, *facts):
+        self._log.append(self._log.begin(), rows_of(facts, KEPT))
 
     def say(self, *opinions):
         self._feedback.append(self._feedback.begin(), opinions)

@@ -77,7 +77,7 @@ def test_a_row_says_who_answered_and_how_it_went():
     facts = asked(name, tenant="acme", key_id="k1", conversation="c1", stream=True, num_tries=2)
     facts.started_s, facts.queued_s, facts.computing_s = 10.0, 10.5, 11.0
     facts.first_token_s, facts.ended_s = 12.0, 13.0
-    (row,) = rows_of([facts], redact=True)
+    (row,) = rows_of([facts], LogConfig(content=True))
     assert row.keys() == set(LOG_SCHEMA.names) - {"_version", "_row"}
     expected = {
         "response_id": name,
@@ -103,10 +103,17 @@ def test_a_row_says_who_answered_and_how_it_went():
 
 def test_a_request_that_reached_no_model_has_a_row_too():
     facts = Facts("req-1", "/v1/completions", status=404, error="model_not_found")
-    (row,) = rows_of([facts], redact=True)
+    (row,) = rows_of([facts], LogConfig(content=True))
     assert (row["status"], row["error"], row[RESPONSE_ID]) == (404, "model_not_found", None)
     assert row["day"] == day_of(int(facts.received_at_s * 1000))
     assert row["prompt"] is row["answer"] is None
+
+
+def test_content_that_is_there_for_others_is_not_logged():
+    (row,) = rows_of([asked(response_id(), conversation="c1")], LogConfig())
+    assert row["conversation"] == "c1"
+    assert "With your key." not in row.values()
+    assert not {"prompt", "answer"} & row.keys()
 
 
 def test_personal_data_goes_from_whatever_clients_send():
@@ -114,16 +121,16 @@ def test_personal_data_goes_from_whatever_clients_send():
     mail = "ann@example.org"
     facts = asked(name, prompt=f"I am {mail}", answer=f"Hi {mail}", conversation=mail)
     other = asked(name, conversation="bob@example.org")
-    row, second = rows_of([facts, other], redact=True)
+    row, second = rows_of([facts, other], LogConfig(content=True))
     assert "example.org" not in json.dumps(row, default=str)
     assert row["answer"] == "Hi [EMAIL]"
     assert row["conversation"] != second["conversation"]
-    (kept,) = rows_of([facts], redact=False)
+    (kept,) = rows_of([facts], LogConfig(redact=False))
     assert kept["conversation"] == mail
 
 
 def test_text_that_utf8_cannot_hold_is_logged_all_the_same(start, table):
-    log = start(redact=False)
+    log = start(redact=False, content=True)
     log.observe(asked(response_id(), prompt="a\ud800b", answer="\udfff"))
     wait_until(lambda: table.count_rows() == 1)
     assert rows(table)[0]["answer"] == "?"

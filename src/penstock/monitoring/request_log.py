@@ -161,7 +161,7 @@ class RequestLog:
     def _next_batch(self, writer: RowWriter) -> tuple[int, list[dict[str, Any]]] | None:
         taken = self._take()
         try:
-            return (writer.begin(), rows_of(taken, self._config.redact)) if taken else None
+            return (writer.begin(), rows_of(taken, self._config)) if taken else None
         except Exception:
             # Never as they came: what takes personal data out of them is what failed.
             self._rows.labels("dropped").inc(len(taken))
@@ -179,25 +179,24 @@ def _num_chars(facts: Facts) -> int:
     return len(facts.answer or "") + sum(len(turn["content"]) for turn in facts.prompt or ())
 
 
-def rows_of(requests: Sequence[Facts], redact: bool) -> list[dict[str, Any]]:
+def rows_of(requests: Sequence[Facts], config: LogConfig) -> list[dict[str, Any]]:
     """Rows of the log's table.
 
     Args:
-        requests: What is known of each.
-        redact: Take personal data and secrets out of what clients sent and models wrote.
+        requests: What is known of each; prompts and answers may be there for others' sake.
+        config: Whether rows hold them, and without personal data and secrets.
     """
-    texts = [text for facts in requests for text in _texts(facts)]
-    clean = iter(_cleaned(texts, redact))
-    return [_row(facts, clean) for facts in requests]
+    texts = [text for facts in requests for text in _texts(facts, config.content)]
+    clean = iter(_cleaned(texts, config.redact))
+    return [_row(facts, clean, config.content) for facts in requests]
 
 
-def _texts(facts: Facts) -> list[str]:
+def _texts(facts: Facts, content: bool) -> list[str]:
     """Everything in a request that somebody wrote; ``_row`` puts it back in this order."""
-    return [
-        _conversation(facts),
-        facts.answer or "",
-        *(turn["content"] for turn in facts.prompt or ()),
-    ]
+    if not content:
+        return [_conversation(facts)]
+    asked = (turn["content"] for turn in facts.prompt or ())
+    return [_conversation(facts), facts.answer or "", *asked]
 
 
 def _conversation(facts: Facts) -> str:
@@ -211,9 +210,8 @@ def _cleaned(texts: list[str], redact: bool) -> list[str]:
     return redacted_all(texts) if redact else [storable(text) for text in texts]
 
 
-def _row(facts: Facts, clean: Iterator[str]) -> dict[str, Any]:
-    conversation, answer = next(clean), next(clean)
-    prompt = [{**turn, "content": next(clean)} for turn in facts.prompt or ()]
+def _row(facts: Facts, clean: Iterator[str], content: bool) -> dict[str, Any]:
+    conversation = next(clean)
     received_ms = int(facts.received_at_s * 1000)
     answered_ms = id_ms(facts.response_id) if facts.response_id else None
     return {
@@ -222,11 +220,19 @@ def _row(facts: Facts, clean: Iterator[str]) -> dict[str, Any]:
         RESPONSE_ID: facts.response_id,
         "received_at": datetime.fromtimestamp(facts.received_at_s, UTC),
         "conversation": pseudonym(_conversation(facts), conversation) or None,
-        "prompt": json.dumps(prompt, ensure_ascii=False) if prompt else None,
-        "answer": None if facts.answer is None else answer,
+        **(_content(facts, clean) if content else {}),
         **_version(facts),
         **_times(facts),
         **{name: getattr(facts, name) for name in _AS_THEY_ARE},
+    }
+
+
+def _content(facts: Facts, clean: Iterator[str]) -> Mapping[str, Any]:
+    answer = next(clean)
+    prompt = [{**turn, "content": next(clean)} for turn in facts.prompt or ()]
+    return {
+        "prompt": json.dumps(prompt, ensure_ascii=False) if prompt else None,
+        "answer": None if facts.answer is None else answer,
     }
 
 

@@ -178,7 +178,7 @@ async def answer(gateway: Gateway, exchange: Exchange, question: Question, one: 
         shape = AnswerShape(question.prompt.kind, route.served, facts)
         held.enter_context(tracing.call(exchange.trace, facts, model, question.prompt.kind))
         chunks = _counted(gateway, facts, route, generation, reservation)
-        if gateway.wants_content:
+        if gateway.wants_content or exchange.trace.wants_content:
             chunks = _kept(facts, chunks)
         await held.enter_async_context(contextlib.aclosing(chunks))
         if not question.asked.stream:
