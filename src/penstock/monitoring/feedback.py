@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.day_tables import DAY, ID_MS, RESPONSE_ID, DayTable, day_of, id_ms
 from penstock.errors import NotReady, Overloaded
-from penstock.monitoring.redaction import redacted_all, storable
 from penstock.monitoring.row_writer import RowWriter, pseudonym
 from penstock.traffic import FEEDBACK_SCHEMA
 
@@ -102,6 +101,7 @@ class FeedbackBook:
         await mine.done
 
     def _run(self, writer: RowWriter) -> None:
+        writer.tidy_if_due()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._stopping)
@@ -126,18 +126,13 @@ class FeedbackBook:
             said = NotReady("Feedback cannot be kept now.", "Send it again later.")
         for one in some:
             one.tell(said)
-        if said is None:
-            self._tidy(writer)
-
-    def _tidy(self, writer: RowWriter) -> None:
-        try:
+        if said is None and not self._stopping:
             writer.tidy_if_due()
-        except Exception as error:
-            self._failures.inc()
-            logger.warning("The table of feedback cannot be tidied: %s", error)
 
     def _cleaned(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The rows with their places, and without what is to be taken out."""
+        from penstock.monitoring.redaction import redacted_all, storable  # imports polars
+
         texts = [row.get(name) or "" for row in rows for name in _TEXTS]
         cleaned = redacted_all(texts) if self._redact else [storable(text) for text in texts]
         clean = iter(cleaned)

@@ -129,6 +129,7 @@ class RequestLog:
                 pass
             if stopping:
                 return
+            writer.tidy_if_due()
 
     def _is_due(self) -> bool:
         """Whether not to wait any longer; a store that is away is not asked again at once."""
@@ -148,7 +149,6 @@ class RequestLog:
             writer.append(*self._batch)
             self._rows.labels("written").inc(len(self._batch[1]))
             self._batch = None
-            writer.tidy_if_due()
             self._is_broken = False
         except Exception as error:
             self._failures.inc()
@@ -204,6 +204,8 @@ def _conversation(facts: Facts) -> str:
 
 
 def _cleaned(texts: list[str], redact: bool) -> list[str]:
+    if not any(texts):
+        return texts
     # Polars takes a while to import, and most gateways log no content.
     from penstock.monitoring.redaction import redacted_all, storable
 

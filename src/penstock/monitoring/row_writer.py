@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 import uuid
@@ -16,9 +17,12 @@ import pyarrow as pa
 from penstock.day_tables import DAY, DayTable
 from penstock.tables import ROW, VERSION, Position, numbered
 
+logger = logging.getLogger(__name__)
+
 # Each commit makes a file. Now and then a day's many become few, but never all the time.
 _COMMITS_PER_TIDY = 100
 _TIDY_INTERVAL_S = 60.0
+_EXPIRE_INTERVAL_S = 24 * 3_600.0
 
 
 def pseudonym(name: str, clean: str) -> str:
@@ -35,7 +39,7 @@ class RowWriter:
         table: Where rows go.
         schema: Of the table.
         retention_days: Older days are dropped; None keeps all.
-        commits_per_tidy: How often small files are made one, and old days dropped.
+        commits_per_tidy: How often small files are made one.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class RowWriter:
         # Processes that begin together do not tidy together.
         self._until_tidy = random.randint(1, commits_per_tidy)  # noqa: S311
         self._tidied_s = -_TIDY_INTERVAL_S
+        self._expired_s = -_EXPIRE_INTERVAL_S
         self._stream = f"{table.name}/{uuid.uuid4()}"
         self._number = -1
 
@@ -83,11 +88,14 @@ class RowWriter:
         self._until_tidy -= 1
 
     def tidy_if_due(self) -> None:
-        """Make few files of many, and drop days that are old enough.
+        """Make few files of many, and drop old days; what goes wrong is told and not raised."""
+        try:
+            self._compact_if_due()
+            self._expire_if_due()
+        except Exception as error:
+            logger.warning("%s cannot be tidied now: %s", self._table.folder.url, error)
 
-        Raises:
-            StoreError: The store does not let us; it is tried again later.
-        """
+    def _compact_if_due(self) -> None:
         waited_s = time.monotonic() - self._tidied_s
         if self._until_tidy > 0 or waited_s < _TIDY_INTERVAL_S:
             return
@@ -95,5 +103,11 @@ class RowWriter:
         today = datetime.now(UTC).date()
         for day in (today - timedelta(days=1), today):
             self._table.compact(day)
-        if self._retention_days is not None:
-            self._table.expire(today - timedelta(days=self._retention_days))
+
+    def _expire_if_due(self) -> None:
+        """Each day, and at the start: days also grow old where there is no traffic."""
+        waited_s = time.monotonic() - self._expired_s
+        if self._retention_days is None or waited_s < _EXPIRE_INTERVAL_S:
+            return
+        self._expired_s = time.monotonic()
+        self._table.expire(datetime.now(UTC).date() - timedelta(days=self._retention_days))
