@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from penstock.artifacts import store_errors
-from penstock.tables import ROW, VERSION, Position, Table, conform, write_file
+from penstock.tables import ROW, VERSION, Position, Table, conform, schema_of, write_file
 
 DAY = "day"  # date32: of the response, in UTC; what the table is partitioned by
 ID_MS = "id_ms"  # int64: when the response got its id, Unix milliseconds; null without one
@@ -82,7 +82,7 @@ class DayTable(Table):
         handle = self._handle()
         if handle is None or not times_ms:
             return pa.table({})
-        schema = handle.to_pyarrow_dataset().schema
+        schema = schema_of(handle)
         found = [
             rows
             for name in _files_of(handle, day, times_ms)
