@@ -12,6 +12,7 @@ COMMANDS = (
     ["-m", "benchmarks.engines"],
     ["-m", "benchmarks.training"],
     ["-m", "benchmarks.kafka"],
+    ["-m", "benchmarks.lineage"],
     ["benchmarks/generation.py"],
     ["-m", "benchmarks.gateway"],
     ["-m", "benchmarks.gateway_peers"],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 import yaml
@@ -12,7 +13,10 @@ from penstock import quarantine
 from penstock.cli import app
 from penstock.errors import LedgerError
 from penstock.explain import explain
+from penstock.lineage import trace
 from penstock.pipeline import open_pipeline
+from penstock.serving.response_id import new_response_id
+from traffic_rows import Writers, asked, correction, opinion
 
 pytestmark = pytest.mark.slow  # trains
 
@@ -145,3 +149,27 @@ def test_the_command_prints_for_people_and_for_machines(project):
     (story,) = json.loads(printed.output)
     assert story["state"] == "removed by dedupe"
     assert story["prepared"][0]["step"] == "dedupe"
+
+
+def test_the_lineage_of_a_logged_response_shows_the_request_and_what_was_said(pipeline):
+    digest = pipeline.ledger.model("tiny", 1).digest
+    name, other = new_response_id("chatcmpl", digest), new_response_id("chatcmpl", digest)
+    writers = Writers(pipeline.store.root)
+    writers.log(asked(name, prompt="Where is the list?", error="late"), asked(other))
+    writers.say(opinion(name, score=0.0, comment="wrong"), correction(name, "On the\x1b[31m disk."))
+    found = trace(name, pipeline.ledger, pipeline.store)
+    assert found.request["response_id"] == name
+    assert [one.kind for one in found.opinions] == ["thumb", "correction"]
+    said = CliRunner().invoke(app, ["lineage", name, "--recipe", str(pipeline.path)])
+    text = " ".join(re.sub("[│├└─]", "", said.stdout).split())
+    for part in ("status 200 (late)", "Where is the list?", "thumb by ann: 0 wrong"):
+        assert part in text
+    assert "On the\\x1b[31m disk." in text
+    assert "first.jsonl" in text
+
+
+def test_the_lineage_of_a_response_that_was_not_logged_is_that_of_its_model(pipeline):
+    digest = pipeline.ledger.model("tiny", 1).digest
+    found = trace(new_response_id("cmpl", digest), pipeline.ledger, pipeline.store)
+    assert (found.request, found.opinions) == (None, ())
+    assert found.sources

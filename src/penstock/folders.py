@@ -124,7 +124,9 @@ class LocalFolder:
     @contextmanager
     def written(self, name: str) -> Iterator[Path]:
         """The file's own path: what is half written is told apart by whoever reads."""
-        yield self.path / name
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield path
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete files; one that is gone is no error."""

@@ -1,7 +1,8 @@
 """From a response id back to the rows that made the model that gave it.
 
-A response id carries the start of its model's digest, so serving writes nothing
-per request and any response can be traced, also years later, by the ledger alone.
+A response id carries the start of its model's digest, so any response can be traced,
+also years later, by the ledger alone. Where requests are logged and judged, the log adds
+when it was asked, how that went, and what people said.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any
 from penstock.artifacts import Artifact
 from penstock.errors import LedgerError
 from penstock.ledger import Ledger, ModelVersion
+from penstock.opinions import Opinion
 from penstock.store import Store
 from penstock.tables import Table
+from penstock.traffic import Traffic
 from penstock.transforms.base import ORIGIN, ROW_ID
 
 _NUM_ROWS = 5
@@ -51,6 +54,8 @@ class Lineage:
         prepared: How many rows went in, were removed by which step, came out.
         validated: How many rows were quarantined.
         sources: The source rows.
+        request: Its row of the request log; None if it has none.
+        opinions: What people said of it, oldest first; counted or not.
     """
 
     response_id: str
@@ -60,6 +65,8 @@ class Lineage:
     prepared: Mapping[str, Any]
     validated: Mapping[str, Any]
     sources: tuple[SourceRows, ...] = field(default=())
+    request: Mapping[str, Any] | None = None
+    opinions: tuple[Opinion, ...] = ()
 
 
 def trace(response_id: str, ledger: Ledger, store: Store) -> Lineage:
@@ -79,6 +86,7 @@ def trace(response_id: str, ledger: Ledger, store: Store) -> Lineage:
     prepared = _artifact(ledger, trained.inputs["prepare"])
     validated = _artifact(ledger, prepared.inputs["validate"])
     ingested = _artifact(ledger, validated.inputs["ingest"])
+    known = Traffic.of(store).known(response_id)
     return Lineage(
         response_id=response_id,
         model=model,
@@ -87,6 +95,8 @@ def trace(response_id: str, ledger: Ledger, store: Store) -> Lineage:
         prepared=prepared.summary,
         validated=validated.summary,
         sources=tuple(_sources(store, ingested, validated)),
+        request=known.request,
+        opinions=known.opinions,
     )
 
 

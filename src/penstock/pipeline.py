@@ -16,10 +16,9 @@ from typing import Any
 from penstock.conversions import conversions, sweep_conversions
 from penstock.errors import PenstockError, RecipeError, StalePromotion
 from penstock.ledger import Ledger, RunRecord
-from penstock.object_store import ObjectStore
+from penstock.project import open_project
 from penstock.promotion import served_versions
 from penstock.recipe import Recipe
-from penstock.recipe_file import load_recipe
 from penstock.registry import did_you_mean
 from penstock.sources.base import Unit
 from penstock.stages import decisions, evaluate, ingest, prepare
@@ -29,9 +28,6 @@ from penstock.store import Store
 from penstock.walk import NAMES, NODES, Node, Planned, Report, Walk
 
 __all__ = ["NAMES", "NODES", "Node", "Pipeline", "Planned", "Report", "open_pipeline"]
-
-# What is made on this host, where the store is an object store.
-WORKING_FOLDER = ".penstock"
 
 # Checkpoints that nobody has continued for this long are given up.
 ABANDONED_S = 7 * 24 * 3600.0
@@ -52,17 +48,9 @@ def open_pipeline(
         StoreError: The store cannot be written.
         LedgerError: The ledger cannot be opened.
     """
-    recipe = load_recipe(path, overrides)
-    store = _store(recipe, progress or Silent()).open()
-    ledger = Ledger(recipe.database(recipe.ledger or f"sqlite:///{store.root / 'ledger.db'}"))
-    return Pipeline(recipe, store, ledger, progress or Silent(), Path(path), dict(overrides or {}))
-
-
-def _store(recipe: Recipe, progress: Progress) -> Store:
-    """What the recipe's ``store`` names: a folder, or a URL of an object store."""
-    if "://" not in recipe.store:
-        return Store((recipe.folder / recipe.store).resolve())
-    return ObjectStore((recipe.folder / WORKING_FOLDER).resolve(), recipe.store, progress.track)
+    shown = progress or Silent()
+    recipe, store, ledger = open_project(path, overrides, shown.track)
+    return Pipeline(recipe, store, ledger, shown, Path(path), dict(overrides or {}))
 
 
 class Pipeline:

@@ -186,6 +186,12 @@ def lineage(found: Lineage) -> None:
     """A response's ancestry as a tree."""
     model, trained = found.model, found.trained
     tree = Tree(f"response [bold]{found.response_id}")
+    if found.request is not None:
+        _request_branch(tree, found.request)
+    for one in found.opinions:
+        said = f"{one.score:g}" if one.score is not None else one.text or ""
+        text = f"{one.kind} by {one.rater}: {said[:200]} {one.comment or ''}"
+        tree.add(Text(_harmless(text.strip()), style="dim"))
     node = tree.add(f"model {model.name} version {model.version}, digest {model.digest[:12]}")
     base = " <- ".join((*found.ancestors, "scratch") if found.ancestors else ("scratch",))
     node = node.add(
@@ -210,6 +216,21 @@ def lineage(found: Lineage) -> None:
             text = f"{row['row_id'][:12]} {row['origin']}: {row['text']}"
             branch.add(Text(_harmless(text), style="dim"))
     OUT.print(tree)
+
+
+def _request_branch(tree: Tree, request: Mapping[str, Any]) -> None:
+    """What the log says of a request."""
+    error = f" ({request['error']})" if request["error"] else ""
+    text = (
+        f"asked at {request['received_at']:%Y-%m-%d %H:%M:%S} UTC for {request['asked']}: "
+        f"{request['endpoint']}, status {request['status']}{error}, {request['arm']}, "
+        f"{request['prompt_tokens']:,} + {request['completion_tokens']:,} tokens "
+        f"in {request['duration_s']:.2f} s"
+    )
+    node = tree.add(Text(_harmless(text)))
+    for name in ("prompt", "answer"):
+        if request[name]:
+            node.add(Text(_harmless(f"{name}: {request[name][:200]}"), style="dim"))
 
 
 def story(found: Story) -> None:

@@ -27,6 +27,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "delta": "penstock.sources.delta:DeltaSource",
         "rest": "penstock.sources.rest:RestSource",
         "fivetran": "penstock.sources.fivetran:FivetranSource",
+        "requests": "penstock.sources.requests:RequestsSource",
     },
     "features": {
         "feast": "penstock.features.feast:FeastStore",

@@ -183,6 +183,24 @@ class RouteConfig(Section):
         return self
 
 
+class LogConfig(Section):
+    """The request log: a row for each request, in the project's store."""
+
+    sample: float = Field(1.0, gt=0, le=1, description="Share of the requests that get a row.")
+    content: bool = Field(False, description="Keep what was asked and answered, too.")
+    redact: bool = Field(
+        True,
+        description="Personal data and secrets give way to placeholders, in content and feedback.",
+    )
+    flush_s: float = Field(
+        10.0, gt=0, description="Rows are written this often; a kill loses no older ones."
+    )
+    flush_rows: int = Field(1_000, ge=1, description="So many rows are written at once, earlier.")
+    retention_days: Annotated[int, Field(ge=1)] | None = Field(
+        90, description="Older days go, with their feedback. Null: nothing goes."
+    )
+
+
 class Serve(Section):
     """The gateway; none of it enters a fingerprint."""
 
@@ -217,6 +235,7 @@ class Serve(Section):
     )
     max_body_bytes: int = Field(2**20, ge=1024, description="Longer bodies get HTTP 413.")
     drain_timeout_s: float = Field(30.0, ge=0, description="For answers in flight at SIGTERM.")
+    log: LogConfig | None = Field(LogConfig(), description="Null: requests are not logged.")
     poll_interval_s: float = Field(0.5, gt=0, description="How often the pointer is read.")
     traces: TracesConfig | None = Field(None, description="Null: no request is traced.")
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -48,7 +48,14 @@ class Table:
     Args:
         folder: Where it is.
         key: What summaries call it; by default its name.
+
+    Attributes:
+        partitions: Columns that rows are kept apart by; None for the tables of stages.
+        properties: Delta's, of a table that is made.
     """
+
+    partitions: ClassVar[list[str] | None] = None
+    properties: ClassVar[Mapping[str, str | None] | None] = None
 
     def __init__(self, folder: Folder | Path, key: str = "") -> None:
         self.folder = LocalFolder(folder) if isinstance(folder, Path) else folder
@@ -81,7 +88,7 @@ class Table:
     def schema(self) -> pa.Schema:
         """The columns; empty before the first commit."""
         handle = self._handle()
-        return pa.schema([]) if handle is None else handle.to_pyarrow_dataset().schema
+        return pa.schema([]) if handle is None else schema_of(handle)
 
     def add_columns(self, schema: pa.Schema) -> pa.Schema:
         """Have all columns of ``schema``: a commit without rows, harmless if nothing follows.
@@ -97,7 +104,7 @@ class Table:
         for _ in range(5):
             with suppress(CommitFailedError), store_errors(self.folder.url):
                 handle = self._handle_with(_as_stored(schema))
-                return handle.to_pyarrow_dataset().schema
+                return schema_of(handle)
         raise self._contended()
 
     def append_once(
@@ -153,7 +160,7 @@ class Table:
         handle = self._handle()
         if handle is None:
             return iter(())
-        schema = handle.to_pyarrow_dataset().schema
+        schema = schema_of(handle)
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns if name in schema.names])
         files = self._files_in_order(handle, after, upto)
@@ -214,9 +221,10 @@ class Table:
                     return False
                 rows.batches = iter(batches(handle.version() + 1))
                 handle.create_write_transaction(
-                    _write_files(self.folder, stored, rows),
+                    self._write_files(stored, rows),
                     "append",
                     stored,
+                    self.partitions,
                     commit_properties=CommitProperties(
                         app_transactions=[Transaction(position.stream, position.value)],
                         max_commit_retries=0,
@@ -243,7 +251,14 @@ class Table:
         if handle is None:
             self.folder.create()
             options = dict(self.folder.options)
-            DeltaTable.create(self.folder.url, wanted, mode="ignore", storage_options=options)
+            DeltaTable.create(
+                self.folder.url,
+                wanted,
+                "ignore",
+                self.partitions,
+                configuration=self.properties,
+                storage_options=options,
+            )
             handle = self._handle()
         have = {field.name: field.type for field in handle.schema().fields}
         # A known column is in here when its objects gained keys.
@@ -251,6 +266,19 @@ class Table:
         if new:
             handle.alter.add_columns(new)
         return handle
+
+    def _write_files(self, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> list[Any]:
+        """Write data files, in order, that a commit can then name.
+
+        Delta's own writer shuffles the batches of a commit among its threads; the
+        order of rows decides which of two duplicates is kept, so it must stay.
+        Files that no commit came to name are swept later.
+        """
+        actions: list[Any] = []
+        rest = iter(batches)
+        while (batch := next(rest, None)) is not None:
+            actions.append(write_file(self.folder, schema, chain([batch], rest)))
+        return actions
 
     def _files_in_order(self, handle: Any, after: int, upto: int | None) -> list[str]:
         """Names of the files that can hold the asked versions, oldest first."""
@@ -260,6 +288,11 @@ class Table:
         wanted = [action for action in actions if action[high] > after and action[low] <= last]
         wanted.sort(key=lambda action: (action[low], action[row]))
         return [action["path"] for action in wanted]
+
+
+def schema_of(handle: Any) -> pa.Schema:
+    """A table's columns, from its log: a dataset would look at every file."""
+    return pa.schema(handle.schema().to_arrow())
 
 
 def _committed(handle: Any, stream: str) -> int:
@@ -315,43 +348,50 @@ def _stored_type(type_: pa.DataType) -> pa.DataType:
     return next((stored for is_, stored in plain if is_(type_)), type_)
 
 
-def _write_files(folder: Folder, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> list[Any]:
-    """Write data files, in order, that a commit can then name.
+def write_file(
+    folder: Folder,
+    schema: pa.Schema,
+    batches: Iterator[pa.RecordBatch],
+    spans: Sequence[str] = (VERSION, ROW),
+    partition: Mapping[str, str] | None = None,
+) -> Any:
+    """Write one file of at most about ``FILE_BYTES``.
 
-    Delta's own writer shuffles the batches of a commit among its threads; the
-    order of rows decides which of two duplicates is kept, so it must stay.
-    Files that no commit came to name are swept later.
+    Args:
+        folder: The table's.
+        schema: Of the file: the table's, without what it is partitioned by.
+        batches: Taken from until the file is large enough.
+        spans: Columns of whole numbers whose range is told to Delta.
+        partition: Column -> value, the same for all rows.
+
+    Returns:
+        Delta's action to add the file.
     """
-    actions: list[Any] = []
-    rest = iter(batches)
-    while (batch := next(rest, None)) is not None:
-        actions.append(_write_file(folder, schema, chain([batch], rest)))
-    return actions
-
-
-def _write_file(folder: Folder, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Any:
-    """Write one file of at most about ``FILE_BYTES``; returns Delta's action to add it."""
     import pyarrow.parquet as pq
     from deltalake.transaction import AddAction
 
-    name = f"part-{uuid.uuid4()}.parquet"
-    spans = _Spans()
+    parts = [f"{column}={value}" for column, value in (partition or {}).items()]
+    name = "/".join([*parts, f"part-{uuid.uuid4()}.parquet"])
+    counted = _Spans(spans)
     with folder.written(name) as path:
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             num_bytes = 0
             while num_bytes < FILE_BYTES and (batch := next(batches, None)) is not None:
-                spans.add(batch)
+                counted.add(batch)
                 writer.write_batch(conform(batch, schema))
                 num_bytes += batch.nbytes
         status = path.stat()
-    return AddAction(name, status.st_size, {}, int(status.st_mtime * 1000), True, spans.as_json())
+    modified_ms = int(status.st_mtime * 1000)
+    told = dict(partition or {})
+    return AddAction(name, status.st_size, told, modified_ms, True, counted.as_json())
 
 
 class _Spans:
-    """The range of versions and places in a file, by which a scan finds and orders files."""
+    """The ranges of some columns in a file, by which files are found and ordered."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: Sequence[str]) -> None:
         self._num_rows = 0
+        self._num_null = dict.fromkeys(columns, 0)
         self._low: dict[str, int] = {}
         self._high: dict[str, int] = {}
 
@@ -360,10 +400,12 @@ class _Spans:
         import pyarrow.compute as pc
 
         self._num_rows += batch.num_rows
-        for name in (VERSION, ROW):
+        for name in self._num_null:
+            self._num_null[name] += batch[name].null_count
             span = pc.min_max(batch[name]).as_py()
-            self._low[name] = min(self._low.get(name, span["min"]), span["min"])
-            self._high[name] = max(self._high.get(name, span["max"]), span["max"])
+            if span["min"] is not None:
+                self._low[name] = min(self._low.get(name, span["min"]), span["min"])
+                self._high[name] = max(self._high.get(name, span["max"]), span["max"])
 
     def as_json(self) -> str:
         """Delta's statistics of one file."""
@@ -372,7 +414,7 @@ class _Spans:
                 "numRecords": self._num_rows,
                 "minValues": self._low,
                 "maxValues": self._high,
-                "nullCount": dict.fromkeys(self._low, 0),
+                "nullCount": self._num_null,
             }
         )
 

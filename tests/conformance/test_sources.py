@@ -33,8 +33,10 @@ from penstock.sources.files import FilesSource
 from penstock.sources.fivetran import FivetranSource
 from penstock.sources.huggingface import HuggingFaceSource
 from penstock.sources.kafka import KafkaSource
+from penstock.sources.requests import RequestsSource
 from penstock.sources.rest import RestSource
 from penstock.sources.sql import SqlSource
+from traffic_rows import Writers, asked, correction, opinion, response_id
 
 MAX_BATCH_ROWS = 20_000
 NUM_ROWS = 12_345
@@ -169,6 +171,17 @@ def fivetran(folder):
     return FivetranSource(FivetranSource.Options(**options), folder)
 
 
+def requests(folder):
+    if not (folder / ".penstock").exists():
+        writers = Writers(folder / ".penstock")
+        names = [response_id(days_ago=i % 2, number=i) for i in range(2_500)]
+        unlogged = response_id(number=9_999)
+        writers.log(*map(asked, names))
+        writers.log(asked(unlogged, prompt=None))
+        writers.say(*map(opinion, names), opinion(unlogged), correction(names[0], "Better."))
+    return RequestsSource(RequestsSource.Options(), folder)
+
+
 CASES = [
     huggingface,
     *(files_jsonl, files_jsonl_gz, files_csv, files_parquet),
@@ -177,6 +190,7 @@ CASES = [
     *(rest_cursor, rest_whole),
     kafka,
     fivetran,
+    requests,
 ]
 
 

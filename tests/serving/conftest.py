@@ -49,6 +49,7 @@ def gateway(fake_folders, pointer, tmp_path):
                 observers=settings.pop("observers", ()),
                 keys=settings.pop("api_keys", None),
                 accounts=settings.pop("accounts", None),
+                feedback=settings.pop("feedback", None),
             )
             config = Serve(
                 **{

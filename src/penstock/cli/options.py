@@ -61,7 +61,7 @@ def open_recipe(recipe: Path, set_: list[str] | None, quiet: bool) -> Pipeline:
     from penstock.pipeline import open_pipeline
 
     progress: Any = None if quiet else printing.Bars()
-    return open_pipeline(recipe, _overrides(set_), progress)
+    return open_pipeline(recipe, overrides_of(set_), progress)
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,12 @@ def _alias(stage: str) -> str:
     return alias
 
 
-def _overrides(set_: list[str] | None) -> dict[str, Any]:
+def overrides_of(set_: list[str] | None) -> dict[str, Any]:
+    """What ``--set`` says, by dotted keys.
+
+    Raises:
+        RecipeError: One has no ``=``.
+    """
     import yaml
 
     out = {}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from penstock.cli.options import DEFAULT, Json, RecipePath, Set, open_recipe
+from penstock.cli.options import DEFAULT, Json, RecipePath, Set, open_recipe, overrides_of
 
 app = typer.Typer()
 
@@ -47,7 +47,9 @@ def lineage(
     """Walk a response back to its source rows."""
     from penstock import printing
     from penstock.lineage import trace
+    from penstock.project import open_project
 
-    pipeline = open_recipe(recipe, set_, quiet=True)
-    found = trace(response_id, pipeline.ledger, pipeline.store)
+    # Without the stages, which take a while to load.
+    project = open_project(recipe, overrides_of(set_))
+    found = trace(response_id, project.ledger, project.store)
     printing.as_json(found) if json_ else printing.lineage(found)

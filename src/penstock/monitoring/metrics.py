@@ -61,6 +61,7 @@ class ServingMetrics:
         self._shown: dict[tuple[str, str], tuple[str, ...]] = {}
         self._make_request_metrics()
         self._make_model_metrics()
+        self._make_record_metrics()
 
     def _make_request_metrics(self) -> None:
         registry = self.registry
@@ -174,6 +175,27 @@ class ServingMetrics:
         self.poll_failures = Counter(
             "penstock_pointer_poll_failures",
             "Reads of the production pointer that failed.",
+            registry=registry,
+        )
+
+    def _make_record_metrics(self) -> None:
+        registry = self.registry
+        self.logged_requests = Counter(
+            "penstock_logged_requests",
+            "Rows of the request log: written, or dropped because the store was away too long.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.log_failures = Counter(
+            "penstock_log_failures",
+            "Writes to the tables of requests and feedback that failed.",
+            ["table"],
+            registry=registry,
+        )
+        self.feedback = Counter(
+            "penstock_feedback",
+            "What was said about responses, by the model that gave them.",
+            ["model", "kind", "thumb"],
             registry=registry,
         )
 

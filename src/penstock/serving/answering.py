@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from starlette.responses import Response
@@ -65,6 +65,13 @@ class Prompt:
         """The last thing the user said."""
         said = (turn["content"] for turn in reversed(self.turns) if turn["role"] == "user")
         return next(said, self.text if isinstance(self.text, str) else "")
+
+    @property
+    def shown(self) -> tuple[Mapping[str, str], ...]:
+        """As turns; token ids are no text, and not shown."""
+        if self.turns or not isinstance(self.text, str):
+            return self.turns
+        return ({"role": "user", "content": self.text},)
 
     async def encoded(self, text: ModelText, features: OnlineFeatures) -> tuple[int, ...]:
         """Token ids for one model.
@@ -183,6 +190,8 @@ async def answer(gateway: Gateway, exchange: Exchange, question: Question, one: 
         shape = AnswerShape(question.prompt.kind, route.served, facts)
         held.enter_context(tracing.call(exchange.trace, facts, model, question.prompt.kind))
         chunks = _counted(gateway, facts, route, generation, counts, reservation)
+        if gateway.wants_content or exchange.trace.wants_content:
+            chunks = _kept(facts, chunks)
         await held.enter_async_context(contextlib.aclosing(chunks))
         if not question.asked.stream:
             async with within(model.config.timeout_s):
@@ -229,6 +238,18 @@ async def _counted(
         # What was estimated may become less at the end, and a counter only grows.
         generated.inc(counts.written - num_told)
     metrics.prompt_tokens.labels(model).inc(facts.prompt_tokens)
+
+
+async def _kept(facts: Facts, chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
+    """The chunks; what they said, up to where they broke off, is told as the answer."""
+    pieces: list[str] = []
+    try:
+        async with contextlib.aclosing(chunks):
+            async for chunk in chunks:
+                pieces.append(chunk.text)
+                yield chunk
+    finally:
+        facts.answer = "".join(pieces)
 
 
 async def _whole(shape: AnswerShape, chunks: AsyncGenerator[Chunk, None]) -> Response:

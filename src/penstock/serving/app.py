@@ -15,6 +15,7 @@ from penstock.serve_section import Serve
 from penstock.serving import endpoints
 from penstock.serving.answering import json_response
 from penstock.serving.exchange import ExchangeLayer
+from penstock.serving.feedback import feedback
 from penstock.serving.gateway import Gateway, Surroundings
 from penstock.serving.keys import check_model, visible_models
 from penstock.serving.openapi import document
@@ -58,6 +59,7 @@ def _routes() -> list[Route]:
         Route("/v1/rerank", endpoints.rerank, methods=["POST"]),
         Route("/v2/rerank", endpoints.rerank, methods=["POST"]),
         Route("/v1/classify", endpoints.classify, methods=["POST"]),
+        Route("/v1/feedback", feedback, methods=["POST"]),
         Route("/v1/models", _models),
         Route("/v1/models/{name:path}", _model),
         Route("/openapi.json", _openapi),

@@ -166,6 +166,8 @@ async def _generate(
     prompt, facts = question.prompt, exchange.facts
     metadata = dict(prompt.metadata)
     facts.conversation = exchange.conversation(metadata)
+    if gateway.wants_content or exchange.trace.wants_content:
+        facts.prompt = prompt.shown
     asked = Asked(
         name, prompt.last_words, prompt.num_chars, metadata, facts.tenant, facts.conversation
     )

@@ -50,6 +50,7 @@ _ENDPOINTS = frozenset(
         "/v1/rerank",
         "/v2/rerank",
         "/v1/classify",
+        "/v1/feedback",
         "/v1/models",
     }
 )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from penstock.monitoring.metrics import UNKNOWN
+from penstock.monitoring.metrics import UNKNOWN, ServingMetrics
 from penstock.serving.response_id import uuid7_hex
 from penstock.serving.routes import Arm, ServedVersion
 
@@ -47,7 +48,7 @@ class Facts:
         status: HTTP's; 499 for a client that left.
         error: Code of the error, if there was one.
         num_tries: How often models were asked.
-        prompt: What was asked, if anybody wants to know.
+        prompt: What was asked, as turns, if anybody wants to know.
         answer: What was answered, if anybody wants to know.
     """
 
@@ -80,7 +81,7 @@ class Facts:
     status: int = 0
     error: str | None = None
     num_tries: int = 0
-    prompt: str | None = None
+    prompt: Sequence[Mapping[str, str]] | None = None
     answer: str | None = None
 
     @property
@@ -108,4 +109,17 @@ class Observer(Protocol):
 
     def observe(self, facts: Facts) -> None:
         """A request has ended. Called on the event loop: must return at once, never raise."""
+        ...
+
+
+@runtime_checkable
+class Worker(Protocol):
+    """Who works beside the event loop, in a thread of its own."""
+
+    def start(self, metrics: ServingMetrics) -> None:
+        """Begin; called once, in the process that serves."""
+        ...
+
+    def stop(self) -> None:
+        """Finish what there is to do, and end; blocking, and soon done."""
         ...

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from penstock.errors import PenstockError
 from penstock.features.base import FeatureStore
@@ -17,7 +18,7 @@ from penstock.monitoring.metrics import ServingMetrics
 from penstock.monitoring.traces import Tracer
 from penstock.serve_section import ModelTask, Serve
 from penstock.serving.access import Access
-from penstock.serving.facts import Facts, Observer
+from penstock.serving.facts import Facts, Observer, Worker
 from penstock.serving.features import OnlineFeatures
 from penstock.serving.keys import visible_models
 from penstock.serving.loading import Loader
@@ -25,6 +26,9 @@ from penstock.serving.models import ServedModel
 from penstock.serving.prices import PriceList
 from penstock.serving.routes import Pointers
 from penstock.serving.routing import Router
+
+if TYPE_CHECKING:
+    from penstock.serving.feedback import FeedbackDesk
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ class Surroundings:
         observers: Told about every answered request.
         keys: Who may ask; None lets everybody in.
         accounts: Where use is reported, and budgets are kept.
+        feedback: Takes feedback on responses; None: nobody does.
     """
 
     pointers: Pointers
@@ -54,6 +59,7 @@ class Surroundings:
     observers: Sequence[Observer] = ()
     keys: ApiKeys | None = None
     accounts: Accounts | None = None
+    feedback: FeedbackDesk | None = None
 
 
 class Gateway:
@@ -67,6 +73,8 @@ class Gateway:
     Attributes:
         models: By the names clients ask for.
         router: Chooses among them.
+        feedback: Takes feedback; None: nobody does.
+        wants_content: Whether an observer wants to know what is asked and answered.
     """
 
     def __init__(
@@ -83,6 +91,8 @@ class Gateway:
         self._observers = around.observers
         self._tasks: set[asyncio.Task[None]] = set()
         self.access = Access(around.keys, around.accounts, PriceList.of(config.models))
+        self.feedback = around.feedback
+        self.wants_content = any(getattr(one, "wants_content", False) for one in around.observers)
         cache = around.cache_dir or Path.home() / ".cache" / "penstock"
         self.models = {
             name: ServedModel(
@@ -134,11 +144,13 @@ class Gateway:
         """
         await self.access.start()
         self.tracer.start()
+        for worker in self._workers:
+            worker.start(self.metrics)
         for model in self.models.values():
             await model.start()
 
     async def stop(self) -> None:
-        """Stop following the pointers and free the models."""
+        """Stop following the pointers, free the models and write down what waits."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -146,3 +158,10 @@ class Gateway:
             await model.stop()
         await self.access.stop()
         await asyncio.to_thread(self.tracer.close, _FLUSH_S)
+        for worker in self._workers:
+            await asyncio.to_thread(worker.stop)
+
+    @property
+    def _workers(self) -> list[Worker]:
+        desk = [self.feedback.book] if self.feedback is not None else []
+        return [one for one in (*self._observers, *desk) if isinstance(one, Worker)]

@@ -11,12 +11,16 @@ from penstock.features.base import FeatureStore
 from penstock.ledger import Ledger
 from penstock.ledger.accounts import Accounts
 from penstock.ledger.api_keys import ApiKeys
+from penstock.monitoring.feedback import FeedbackBook
+from penstock.monitoring.request_log import RequestLog
 from penstock.recipe import Recipe
-from penstock.serve_section import Serve
+from penstock.serve_section import LogConfig, Serve
+from penstock.serving.feedback import FeedbackDesk
 from penstock.serving.gateway import Surroundings
 from penstock.serving.keys import require_keys
 from penstock.serving.routes import ServedVersion, Targets
 from penstock.store import Store
+from penstock.traffic import Traffic
 from penstock.version_files import fetched, folder_of
 
 if TYPE_CHECKING:
@@ -74,6 +78,7 @@ def served(recipe: Recipe, store: Store, ledger: Ledger) -> tuple[Serve, Surroun
         feature_store, options = recipe.plugin("features", recipe.features)
         features = feature_store(options, recipe.folder)
     require_keys(serve.host, serve.keys)
+    traffic, log = Traffic.of(store), serve.log
     return serve, Surroundings(
         LedgerPointers(recipe, serve, store, ledger),
         conversions(store),
@@ -81,7 +86,21 @@ def served(recipe: Recipe, store: Store, ledger: Ledger) -> tuple[Serve, Surroun
         features,
         keys=ApiKeys(ledger.database) if serve.keys else None,
         accounts=Accounts(ledger.database),
+        observers=() if log is None else (RequestLog(traffic.log, log),),
+        feedback=_desk(traffic, log, ledger),
     )
+
+
+def _desk(traffic: Traffic, log: LogConfig | None, ledger: Ledger) -> FeedbackDesk:
+    """Feedback is kept as the log is; without one it is redacted, and kept for good."""
+
+    def model_of(digest_prefix: str) -> str | None:
+        models = ledger.models_by_digest(digest_prefix)
+        return models[-1].name if models else None
+
+    redact = log is None or log.redact
+    retention_days = None if log is None else log.retention_days
+    return FeedbackDesk(FeedbackBook(traffic.feedback, redact, retention_days), model_of)
 
 
 def serve_production(pipeline: Pipeline, command: Sequence[str]) -> None:

@@ -190,6 +190,17 @@ class RerankRequest(_Ranking):
     model: str
 
 
+class FeedbackRequest(_Request):
+    """``POST /v1/feedback``: at least one of thumb, score and correction."""
+
+    response_id: str = Field(max_length=200)
+    thumb: Literal["up", "down"] | None = None
+    score: float | None = Field(None, ge=0, le=1)
+    correction: Annotated[str, Field(min_length=1, max_length=65_536)] | None = None
+    rater: Annotated[str, Field(min_length=1, max_length=200)] = "user"
+    comment: Annotated[str, Field(max_length=4_096)] | None = None
+
+
 class ShortGenerate(Sampling):
     """``POST /`` with ``"endpoint": "generate"``."""
 

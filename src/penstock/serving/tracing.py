@@ -55,7 +55,7 @@ def end(trace: Trace, facts: Facts, method: str = "POST") -> None:
     }
     trace.note(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     if facts.prompt is not None:
-        trace.prompt([("user", facts.prompt)])
+        trace.prompt([(turn["role"], turn["content"]) for turn in facts.prompt])
     if facts.answer is not None:
         trace.answer(facts.answer)
     trace.end(facts.status, facts.error)
