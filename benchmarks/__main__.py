@@ -15,6 +15,7 @@ COMMANDS = (
     ["benchmarks/generation.py"],
     ["benchmarks/gateway.py"],
     ["benchmarks/gate_calibration.py"],
+    ["benchmarks/rollout_calibration.py"],
     ["benchmarks/crash.py", "--points", "1000"],
 )
 
