@@ -45,6 +45,11 @@ class Ledger:
         """Give back every connection."""
         self._database.close()
 
+    @property
+    def database(self) -> Database:
+        """Its database, for what keeps tables of its own there: API keys and accounts."""
+        return self._database
+
     # -- artifacts ---------------------------------------------------------
 
     def find(self, fingerprint: str) -> Artifact | None:

@@ -140,7 +140,7 @@ async def answer(gateway: Gateway, exchange: Exchange, question: Question, one: 
     """
     model, facts = one.model, exchange.facts
     async with contextlib.AsyncExitStack() as held:
-        route, arm = model.table.route(facts.conversation, one.again)
+        route, arm = model.table.route(facts.conversation, one.again, facts.draws)
         held.enter_context(route.lease())
         exchange.answers_as(model, route, arm)
         held.enter_context(gateway.metrics.active.labels(model.name).track_inprogress())
@@ -171,6 +171,7 @@ async def _counted(
     metrics, model = gateway.metrics, facts.model
     generated = metrics.tokens_generated.labels(model)
     num_tokens = 0
+    pieces: list[str] | None = [] if gateway.keeps_answers(model) else None
     async with judged(route), contextlib.aclosing(route.backend.generate(generation)) as chunks:
         async for chunk in chunks:
             if facts.first_token_s is None:
@@ -186,6 +187,10 @@ async def _counted(
             generated.inc(new)
             facts.completion_tokens = num_tokens
             facts.finish_reason = chunk.finish_reason
+            if pieces is not None:
+                pieces.append(chunk.text)
+                if chunk.finish_reason is not None:
+                    facts.answer = "".join(pieces)
             yield chunk
             if chunk.finish_reason is not None:
                 break

@@ -214,7 +214,7 @@ async def _computed(
 
     async def ask(one: Try) -> tuple[Route, Result]:
         model = one.model
-        route, arm = model.table.route(facts.conversation, one.again)
+        route, arm = model.table.route(facts.conversation, one.again, facts.draws)
         with route.lease(), gateway.metrics.active.labels(model.name).track_inprogress():
             exchange.answers_as(model, route, arm)
             facts.queued_s = time.monotonic()

@@ -7,7 +7,24 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from penstock.monitoring.metrics import UNKNOWN
-from penstock.serving.routes import Arm, ServedVersion
+from penstock.serving.routes import Arm, Draw, ServedVersion
+
+
+@dataclass(frozen=True)
+class FailedTry:
+    """A try that gave no answer.
+
+    Attributes:
+        model: Who was asked.
+        version: Which version; None if there was none to ask.
+        arm: As what.
+        error: Code of the error.
+    """
+
+    model: str
+    version: int | None
+    arm: Arm
+    error: str
 
 
 @dataclass
@@ -44,6 +61,8 @@ class Facts:
         status: HTTP's; 499 for a client that left.
         error: Code of the error, if there was one.
         num_tries: How often models were asked.
+        failed_tries: Tries of models that did not answer, oldest first.
+        draws: Its lots in trials, one for each model on trial that was asked.
         prompt: What was asked, if anybody wants to know.
         answer: What was answered, if anybody wants to know.
     """
@@ -75,6 +94,8 @@ class Facts:
     status: int = 0
     error: str | None = None
     num_tries: int = 0
+    failed_tries: list[FailedTry] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
     prompt: str | None = None
     answer: str | None = None
 
@@ -82,6 +103,16 @@ class Facts:
     def duration_s(self) -> float:
         """From the first byte to the last, or to now."""
         return (self.ended_s or time.monotonic()) - self.started_s
+
+    @property
+    def trial(self) -> Draw | None:
+        """The lot by which the answer came about; None if there was none, or another answered.
+
+        A score of the answer counts for this arm, share and step.
+        """
+        last = self.draws[-1] if self.draws else None
+        answered = last is not None and last.error is None and last.rollout == self.rollout
+        return last if answered else None
 
 
 class Observer(Protocol):

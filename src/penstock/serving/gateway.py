@@ -33,6 +33,7 @@ class Surroundings:
         folder: The recipe's.
         features: For models whose prompts hold features.
         observers: Told about every answered request.
+        metrics: Of this gateway, where others write to them as well; None makes them.
     """
 
     pointers: Pointers
@@ -40,6 +41,7 @@ class Surroundings:
     folder: Path | None = None
     features: FeatureStore | None = None
     observers: Sequence[Observer] = ()
+    metrics: ServingMetrics | None = None
 
 
 class Gateway:
@@ -63,7 +65,7 @@ class Gateway:
     ) -> None:
         self.config = config
         self.started_at_s = time.time()
-        self.metrics = ServingMetrics()
+        self.metrics = around.metrics or ServingMetrics()
         self.features = OnlineFeatures(around.features, self.metrics)
         self._observers = around.observers
         cache = around.cache_dir or Path.home() / ".cache" / "penstock"
@@ -94,6 +96,10 @@ class Gateway:
         """The model for a task when a request names none: the first in the recipe."""
         names = (name for name, model in self.models.items() if model.config.task == task)
         return next(names, None)
+
+    def keeps_answers(self, model: str) -> bool:
+        """Whether somebody wants to know what a model answers."""
+        return self.models[model].config.format is not None
 
     def observed(self, facts: Facts) -> None:
         """Tell everybody who wants to know that a request has ended."""

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from penstock.answer_format import AnswerFormat
 from penstock.conversions import conversions
 from penstock.features.base import FeatureStore
 from penstock.ledger import Ledger
+from penstock.ledger.rollout_records import Action, Rollout
+from penstock.ledger.rollouts import Rollouts
+from penstock.monitoring.metrics import ServingMetrics
+from penstock.promotion import Production
 from penstock.recipe import Recipe
+from penstock.rollout_control import Controller
 from penstock.serve_section import Serve
 from penstock.serving.gateway import Surroundings
 from penstock.serving.routes import ServedVersion, Targets
+from penstock.serving.trials import Trials
+from penstock.stages.deploy import production_of
 from penstock.store import Store
 from penstock.version_files import fetched, folder_of
 
@@ -34,6 +45,7 @@ class LedgerPointers:
         self._models = serve.models
         self._store = store
         self._ledger = ledger
+        self._rollouts = Rollouts(ledger.database)
 
     def targets(self, name: str) -> Targets:
         """What should serve behind a model's name."""
@@ -42,10 +54,14 @@ class LedgerPointers:
         if isinstance(model.version, int):
             return Targets(self._served(name, registered, model.version, 0))
         alias = model.version or self._recipe.deploy.alias
-        pointer = self._ledger.pointer(registered, alias)
+        pointer, rollout = self._rollouts.serving(registered, alias)
         if pointer is None:
             return Targets()
-        return Targets(self._served(name, registered, pointer.version, pointer.epoch))
+        champion = self._served(name, registered, pointer.version, pointer.epoch)
+        if rollout is None or rollout.champion != pointer.version:
+            return Targets(champion)
+        challenger = self._served(name, registered, rollout.challenger, pointer.epoch)
+        return Targets(champion, challenger, rollout.share, rollout.id, rollout.step)
 
     def _served(self, name: str, registered: str, version: int, epoch: int) -> ServedVersion:
         model = self._ledger.model(registered, version)
@@ -77,7 +93,42 @@ def serve_production(pipeline: Pipeline) -> None:
     """Serve until told to stop; see ``server.serve``."""
     from penstock.serving.server import serve
 
-    serve(*served(pipeline.recipe, pipeline.store, pipeline.ledger), _announce)
+    config, around = served(pipeline.recipe, pipeline.store, pipeline.ledger)
+    with rolling_out(pipeline.recipe, pipeline.store, pipeline.ledger, config, around) as around:
+        serve(config, around, _announce)
+
+
+@contextmanager
+def rolling_out(
+    recipe: Recipe, store: Store, ledger: Ledger, config: Serve, around: Surroundings
+) -> Iterator[Surroundings]:
+    """A gateway's surroundings while it observes trials, and tries to decide about them.
+
+    Every gateway tries; the ledger gives each trial to one of them.
+    """
+    metrics = around.metrics or ServingMetrics()
+    followed = {
+        (model.registered or recipe.model_name, model.version or recipe.deploy.alias): name
+        for name, model in config.models.items()
+        if model.source is None and not isinstance(model.version, int)
+    }
+    formats = {
+        name: AnswerFormat(model.format)
+        for name, model in config.models.items()
+        if model.format is not None
+    }
+
+    def told(rollout: Rollout, action: Action) -> None:
+        name = followed[rollout.model, rollout.alias]
+        metrics.rollout_decisions.labels(name, action.value).inc()
+
+    def production(name: str, alias: str) -> Production:
+        return production_of(recipe, store, ledger, name, alias)
+
+    trials = Trials(Rollouts(ledger.database), formats, metrics)
+    controller = Controller(ledger, production, followed.keys(), told)
+    with controller, trials:
+        yield replace(around, observers=(*around.observers, trials), metrics=metrics)
 
 
 def _announce(listening: Listening) -> None:
