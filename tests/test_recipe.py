@@ -256,7 +256,11 @@ validate:
         ("prepare: {transforms: [dedup]}", "prepare.transforms.0.type", "dedupe"),
         ("prepare: {engine: locale}", "prepare.engine.type", "local"),
         ("train: {launcher: loca}", "train.launcher.type", "local"),
-        ("serve: {models: {m: {backend: transformer}}}", "serve.models.m.backend.type", "transformers"),
+        (
+            "serve: {models: {m: {backend: transformer}}}",
+            "serve.models.m.backend.type",
+            "transformers",
+        ),
     ],
 )
 def test_a_wrong_key_or_name_at_any_depth_is_answered_with_the_nearest(

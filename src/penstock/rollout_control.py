@@ -12,12 +12,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from typing import Protocol
 
 from penstock.errors import LedgerError, MirrorBehind, PenstockError, StalePromotion, StoreError
-from penstock.ledger import Ledger, Pointer
+from penstock.ledger import Ledger
 from penstock.ledger.rollout_records import Action, Batch, Look, Rollout, State
 from penstock.ledger.rollouts import Rollouts
+from penstock.promotion import Production
 from penstock.rollout import Finding, Opening, Terms, Turn, ended, next_turn, promoted_by_hand
 
 logger = logging.getLogger(__name__)
@@ -33,24 +33,8 @@ _FIRST_RETRY_S = 1.0
 _LAST_RETRY_S = 30.0
 
 
-class Promoter(Protocol):
-    """What moves the pointer: ``promotion.Production``."""
-
-    def promote(self, version: int, reason: str, expected: int, *, run_id: str | None) -> Pointer:
-        """Point the alias at a version, if ``expected`` serves now."""
-        ...
-
-
-class Serving(Protocol):
-    """What knows which version serves: ``promotion.Production``."""
-
-    def serving(self) -> int | None:
-        """The version."""
-        ...
-
-
 # Called when a pointer is to be moved: MLflow's client takes seconds to import.
-Promoters = Callable[[str, str], Promoter]
+Promoters = Callable[[str, str], Production]
 Told = Callable[[Rollout, Action], None]
 
 
@@ -234,7 +218,8 @@ class _Conducted:
         if time.monotonic() < self._retry_at_s:
             return
         try:
-            move_pointer(rollout, self._promoters(rollout.model, rollout.alias))
+            production = self._promoters(rollout.model, rollout.alias)
+            move_pointer(self._rollouts, rollout, production)
         except StoreError as error:
             if error.transient:
                 self._wait(rollout, error)
@@ -255,22 +240,32 @@ class _Conducted:
         self._delay_s = min(2 * self._delay_s, _LAST_RETRY_S)
 
 
-def move_pointer(rollout: Rollout, promoter: Promoter) -> None:
+def move_pointer(rollouts: Rollouts, rollout: Rollout, production: Production) -> None:
     """Make the challenger the champion; that MLflow has not followed yet is no failure.
+
+    The pointer moves only while the rollout still says so: checking the files of a
+    version takes minutes, in which a person may have stopped it.
 
     Raises:
         PenstockError: The pointer has not moved.
     """
     reason = f"rollout {rollout.id}: {rollout.reason}"
+    condition = rollouts.still(rollout)
     try:
-        promoter.promote(rollout.challenger, reason, rollout.champion, run_id=rollout.run_id)
+        production.promote(
+            rollout.challenger,
+            reason,
+            rollout.champion,
+            run_id=rollout.run_id,
+            condition=condition,
+        )
     except MirrorBehind as error:
         logger.warning("Rollout %s: %s", rollout.id, error)
     except StalePromotion:
-        pass  # the next look sees what serves
+        pass  # the next look sees what has moved
 
 
-def start(rollouts: Rollouts, opening: Opening, production: Serving) -> Rollout:
+def start(rollouts: Rollouts, opening: Opening, production: Production) -> Rollout:
     """Put a version on trial.
 
     Args:
@@ -297,17 +292,19 @@ def start(rollouts: Rollouts, opening: Opening, production: Serving) -> Rollout:
     return rollouts.start(opening.rollout(), opening.terms.step_deadline_s)
 
 
-def promote_now(rollouts: Rollouts, rollout: Rollout, promoter: Promoter, reason: str) -> Rollout:
+def promote_now(
+    rollouts: Rollouts, rollout: Rollout, production: Production, reason: str
+) -> Rollout:
     """Promote the challenger without waiting for evidence; a person's decision.
 
     Raises:
         LedgerError: The rollout has ended or is no longer what it was.
         PenstockError: The pointer cannot be moved; a controller will try again.
     """
+    rollout = settle(rollouts, rollout.id)
     if rollout.state is not State.PROMOTING:
-        turn = promoted_by_hand(rollout, reason)
-        rollout = _by_hand(rollouts, rollout, turn)
-    move_pointer(rollout, promoter)
+        rollout = _by_hand(rollouts, rollout, promoted_by_hand(rollout, reason))
+    move_pointer(rollouts, rollout, production)
     return settle(rollouts, rollout.id)
 
 

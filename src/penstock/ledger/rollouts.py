@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -308,6 +308,15 @@ class Rollouts:
             Whether the rollout is still open; if not, they come too late to count.
         """
         return self.observe(rollout_id, f"scores/{uuid.uuid4().hex}", 0, list(scores))
+
+    def still(self, rollout: Rollout) -> Callable[[sa.Connection], bool]:
+        """A condition: the rollout has not moved since, and does not while the condition counts."""
+
+        def holds(connection: sa.Connection) -> bool:
+            query = sa.select(_TABLE.c.epoch).where(_TABLE.c.id == rollout.id).with_for_update()
+            return connection.scalar(query) == rollout.epoch
+
+        return holds
 
     # -- inside ------------------------------------------------------------
 
