@@ -83,7 +83,7 @@ class World:
 
     def feed_good(self, rollout):
         for step in range(len(rollout.steps)):
-            self.feed(rollout, step, seed=step)
+            self.feed(rollout, step, size=100, seed=step)
 
     def actions(self, rollout):
         return [event.action.value for event in self.rollouts.events(rollout.id)]
