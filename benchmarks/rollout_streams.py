@@ -8,10 +8,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import special
 
-from penstock.gates.betting import MOST, PRIOR_WEIGHT, STRENGTHS, WINDOW
+from penstock.gates.betting import MOST, PRIOR_WEIGHT, STRENGTHS
 from penstock.gates.latency_reference import FULL, LOG_STEP, REFRESH
 from penstock.gates.rollout_policy import RolloutPolicy, Signal
-from penstock.gates.sequential import FIRST_REOPENING, GUESSES, MORE_QUANTILES
+from penstock.gates.score_blocks import LENGTH
+from penstock.gates.sequential import (
+    FIRST_REOPENING,
+    GUESSES,
+    MORE_QUANTILES,
+    SCORE_WINDOW,
+    WINDOW,
+)
 
 MEDIAN_S, SPREAD = 1.0, 0.5  # a log-normal latency: its p99 is 3.2 s
 SLOWEST_S = 200.0
@@ -178,6 +185,11 @@ class Comparisons:
         guesses += [*(1 - q for q in self.quantiles), GUESSES[Signal.SCORE]]
         self.base = np.repeat(np.array(guesses)[:, None], streams, axis=1)
         self.weight = np.full_like(self.base, PRIOR_WEIGHT)
+        self.window = np.array([WINDOW] * (k + 2) + [SCORE_WINDOW])[:, None]
+        self.score_rows = [row for row, base in enumerate(self.base_of) if base == k + 2]
+        self.block_arm = np.zeros((LENGTH, streams), bool)
+        self.block_outcome = np.zeros((LENGTH, streams))
+        self.filled = np.zeros(streams, int)
         self.num_challenger = np.zeros(streams, int)
         self.shown = np.zeros((len(self.base_of) - self.num_watches, streams), bool)
         self.lowest = math.floor(math.log(1e-3) / LOG_STEP)
@@ -189,7 +201,8 @@ class Comparisons:
 
     def keep(self, which: np.ndarray) -> None:
         """Forget the other streams."""
-        for name in ("bets", "base", "weight", "shown", "thresholds_s"):
+        arrays = ("bets", "base", "weight", "shown", "thresholds_s", "filled")
+        for name in (*arrays, "block_arm", "block_outcome"):
             setattr(self, name, getattr(self, name)[..., which])
         for name in ("reserve", "starts", "num_challenger", "counts", "total", "seen"):
             setattr(self, name, getattr(self, name)[which])
@@ -197,6 +210,7 @@ class Comparisons:
     def begin_step(self) -> None:
         """What a greater step number does."""
         self._reopen(np.ones(len(self.reserve), bool))
+        self.filled[:] = 0
         self.bets[:, self.num_watches :] = 1 / len(STRENGTHS)
         self.shown[:] = False
 
@@ -211,37 +225,39 @@ class Comparisons:
         """Take in request ``i`` of every stream; returns the evidence of harm, shape (streams,)."""
         challenger = requests.challenger[i]
         self.num_challenger += challenger
+        worse, within, known = self._outcomes(requests, i)
+        if 0 < share < 1:
+            self._settle(challenger, share, worse, within, known)
+            self._add_scores(challenger, requests.score[i], ~requests.error[i])
+        told = known & ~challenger
+        self.weight = np.where(told, np.minimum(self.weight + 1, self.window), self.weight)
+        self.base += np.where(told, (worse - self.base) / self.weight, 0.0)
+        self._add_latencies(requests.latency_s[i], ~challenger & ~requests.error[i])
+        values = self.bets.sum(axis=0)
+        self.shown |= values[self.num_watches :] >= 1 / self.policy.step_alpha
+        evidence = (values[: self.num_watches] * self.weights).sum(axis=0) + self.reserve
         doublings = np.where(challenger, self.num_challenger, 0) / FIRST_REOPENING
         due = doublings >= 1
         if due.any():
             due[due] = np.log2(doublings[due]) % 1 == 0
             self._reopen(due)
-        worse, within, known = self._outcomes(requests, i)
-        if 0 < share < 1:
-            self._settle(challenger, share, worse, within, known)
-        told = known & ~challenger
-        self.weight = np.where(told, np.minimum(self.weight + 1, WINDOW), self.weight)
-        self.base += np.where(told, (worse - self.base) / self.weight, 0.0)
-        self._add_latencies(requests.latency_s[i], ~challenger & ~requests.error[i])
-        values = self.bets.sum(axis=0)
-        self.shown |= values[self.num_watches :] >= 1 / self.policy.step_alpha
-        return (values[: self.num_watches] * self.weights).sum(axis=0) + self.reserve
+        return evidence
 
     def _outcomes(self, requests: Requests, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         challenger, error = requests.challenger[i], requests.error[i]
-        latency_s, score = requests.latency_s[i], requests.score[i]
+        latency_s = requests.latency_s[i]
         given = self.policy.latency
         rows = [error, requests.invalid[i]]
         scaled = np.where(challenger, latency_s / given.harm_above, latency_s)
         slow = scaled > self.thresholds_s
-        worse = np.vstack([rows, slow, np.nan_to_num(1 - score)[None]])
+        worse = np.vstack([rows, slow, np.zeros((1, len(error)))])
         scaled = np.where(challenger, latency_s / given.margin, latency_s)
         slow = scaled > self.thresholds_s[self.quantiles.index(self.policy.latency_quantile)]
         within = np.vstack([rows, slow[None], worse[-1:]])
         known = np.empty(worse.shape, bool)
         known[0], known[1] = True, ~error
         known[2:-1] = ~error & ~np.isnan(self.thresholds_s)
-        known[-1] = ~error & ~np.isnan(score)
+        known[-1] = False  # scores wait for their block
         return worse, within, known
 
     def _settle(
@@ -263,7 +279,39 @@ class Comparisons:
         room[self.num_watches :] = 1 - room[self.num_watches :]
         gain = np.where(known, gain, 0.0)
         self.bets *= (self.inverses + (room + gain)) / (self.inverses + room)
-        np.minimum(self.bets, MOST, out=self.bets)
+        if self.bets.max() > MOST:
+            np.minimum(self.bets, MOST, out=self.bets)
+
+    def _add_scores(self, challenger: np.ndarray, score: np.ndarray, answered: np.ndarray) -> None:
+        which = np.flatnonzero(answered & ~np.isnan(score))
+        self.block_arm[self.filled[which], which] = challenger[which]
+        self.block_outcome[self.filled[which], which] = 1 - score[which]
+        self.filled[which] += 1
+        full = which[self.filled[which] == LENGTH]
+        if full.size:
+            self._settle_blocks(full)
+
+    def _settle_blocks(self, full: np.ndarray) -> None:
+        arm, outcome = self.block_arm[:, full], self.block_outcome[:, full]
+        after = arm[::-1].cumsum(axis=0)[::-1]  # challengers from here to the block's end
+        share = after / np.arange(len(arm), 0, -1)[:, None]
+        base = self.base[-1, full]
+        for row in self.score_rows:
+            allowed = self.allowed[row, 0]
+            center = np.minimum(base, 1 - allowed)
+            tolerated = center + allowed
+            gain = np.where(arm, (1 - share) * (outcome - tolerated), share * (center - outcome))
+            room = (1 - share) * tolerated + share * (1 - center)
+            if row >= self.num_watches:
+                gain, room = -gain, 1 - room
+            gain = np.where((share > 0) & (share < 1), gain, 0.0)
+            factors = (self.inverses + room + gain) / (self.inverses + room)
+            self.bets[:, row, full] *= factors.prod(axis=1)
+        champions = (~arm).sum(axis=0)
+        mean = np.where(arm, 0.0, outcome).sum(axis=0) / np.maximum(champions, 1)
+        self.weight[-1, full] = np.minimum(self.weight[-1, full] + champions, SCORE_WINDOW)
+        self.base[-1, full] += (mean - base) * champions / self.weight[-1, full]
+        self.filled[full] = 0
 
     def _add_latencies(self, latency_s: np.ndarray, told: np.ndarray) -> None:
         which = np.flatnonzero(told)

@@ -44,7 +44,7 @@ Sources:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -54,8 +54,6 @@ STRENGTHS = (0.1, 0.3, 0.9, 2.7, 9.0, 36.0)
 _INVERSES = tuple(1 / strength for strength in STRENGTHS)
 # Capital is cut here, so that it stays a number. Cutting can only lose evidence.
 MOST = 1e12
-# Champion's requests over which the base rate is averaged, so that it follows a day.
-WINDOW = 5_000
 PRIOR_WEIGHT = 10.0
 
 
@@ -73,17 +71,19 @@ class BaseRate:
     """The champion's mean outcome so far: a running mean that forgets slowly.
 
     Attributes:
-        mean: The estimate, in (0, 1); at first a guess with the weight of 10 requests.
-        weight: How many requests it stands for.
+        mean: The estimate, in (0, 1); at first a guess with the weight of 10 outcomes.
+        window: Outcomes over which it is averaged.
+        weight: How many outcomes it stands for.
     """
 
     mean: float
+    window: int
     weight: float = PRIOR_WEIGHT
 
-    def add(self, outcome: float) -> None:
-        """Count one outcome of the champion, in [0, 1]."""
-        self.weight = min(self.weight + 1, WINDOW)
-        self.mean += (outcome - self.mean) / self.weight
+    def add(self, outcome: float, count: int = 1) -> None:
+        """Count outcomes of the champion, in [0, 1], or their mean."""
+        self.weight = min(self.weight + count, self.window)
+        self.mean += (outcome - self.mean) * count / self.weight
 
 
 @dataclass
@@ -159,3 +159,46 @@ class Capital:
         self.bets = [float(bet) for bet in values["bets"]]
         self.reserve, self.starts = float(values["reserve"]), int(values["starts"])
         self.value = float(values["value"])
+
+
+@dataclass
+class Watch:
+    """The two questions about one outcome in [0, 1].
+
+    Attributes:
+        base: The champion's mean.
+        worse: What is bet on harm.
+        within: What is bet on "within the margin"; None where nothing is demanded.
+    """
+
+    base: BaseRate
+    worse: Capital
+    within: Capital | None
+
+    def settle(
+        self, challenger: bool, share: float, outcomes: tuple[float, float], is_current: bool
+    ) -> None:
+        """Settle both bets.
+
+        Args:
+            challenger: Whether the challenger answered.
+            share: The probability with which it was to answer; at 0 and 1 there is no bet.
+            outcomes: For harm, and for the margin: two ratios of latency may be allowed.
+            is_current: Whether the request belongs to the step that is judged now.
+        """
+        if 0 < share < 1:
+            self.worse.settle(challenger, share, outcomes[0], self.base.mean)
+            if self.within is not None and is_current:
+                self.within.settle(challenger, share, outcomes[1], self.base.mean)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        within = None if self.within is None else self.within.to_dict()
+        return {"base": asdict(self.base), "worse": self.worse.to_dict(), "within": within}
+
+    def take(self, saved: dict[str, Any]) -> None:
+        """Take over what ``to_dict`` gave."""
+        self.base = BaseRate(**saved["base"])
+        self.worse.take(saved["worse"])
+        if self.within is not None:
+            self.within.take(saved["within"])

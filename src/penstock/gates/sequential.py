@@ -21,6 +21,8 @@ it, is told in ``penstock.gates.betting``. What it rests on:
 - "Not worse" is meant at every request, given the past: an outage of the
   challenger alone counts as harm, even if the champion has as many at other times.
 
+Scores, which only some requests get, are compared in blocks (``penstock.gates.score_blocks``).
+
 Latency is judged by how often thresholds are passed: the champion's median, its
 ninth decile and the policy's quantile, as estimated before the request. The
 challenger's latency is divided by the ratio that is allowed. The thresholds need
@@ -42,9 +44,10 @@ from enum import StrEnum
 from typing import Any
 
 from penstock.errors import EvaluationError
-from penstock.gates.betting import BaseRate, Capital, Question
+from penstock.gates.betting import BaseRate, Capital, Question, Watch
 from penstock.gates.latency_reference import LatencyReference
 from penstock.gates.rollout_policy import RolloutPolicy, Signal
+from penstock.gates.score_blocks import ScoreBlocks, told
 
 # That arms were not drawn as was said is a fault of the gateway: believed when it is sure.
 DRAW_ALPHA = 0.001
@@ -53,6 +56,8 @@ FIRST_REOPENING = 512
 # Rates guessed before the first requests; wrong guesses cost some of the first evidence.
 GUESSES = {Signal.ERRORS: 0.01, Signal.FORMAT: 0.05, Signal.SCORE: 0.3}
 MORE_QUANTILES = (0.5, 0.9)
+# Outcomes of the champion over which a base rate is averaged: rare ones take long.
+WINDOW, SCORE_WINDOW = 5_000, 200
 
 
 class Arm(StrEnum):
@@ -138,25 +143,6 @@ class Decision:
     drawn: bool = True
 
 
-@dataclass
-class _Watch:
-    """The two questions about one 0/1 or [0, 1] outcome."""
-
-    base: BaseRate
-    worse: Capital
-    within: Capital | None
-
-    def settle(self, seen: Observation, worse: float, within: float, is_current: bool) -> None:
-        """Settle both bets; the outcomes differ only in the ratio that is allowed."""
-        challenger = seen.arm is Arm.CHALLENGER
-        if 0 < seen.share < 1:
-            self.worse.settle(challenger, seen.share, worse, self.base.mean)
-            if self.within is not None and is_current:
-                self.within.settle(challenger, seen.share, within, self.base.mean)
-        if not challenger:
-            self.base.add(worse)
-
-
 class Comparison:
     """All that is remembered of a rollout's observations; a few hundred numbers.
 
@@ -174,6 +160,7 @@ class Comparison:
         self.evidence = 1.0
         quantiles = tuple(sorted({*MORE_QUANTILES, policy.latency_quantile}))
         self._latencies = LatencyReference(quantiles)
+        self._scores = ScoreBlocks()
         self._watches = {signal: self._watch(signal) for signal in Signal}
         self.demanded = policy.demanded
         self._weights = [
@@ -185,15 +172,16 @@ class Comparison:
         self._reopen()
         self._begin_step()
 
-    def _watch(self, signal: Signal) -> list[_Watch]:
+    def _watch(self, signal: Signal) -> list[Watch]:
         given = self.policy.tolerance(signal)
         if signal is not Signal.LATENCY:
             within = None if given.margin is None else Capital(Question.WITHIN, given.margin)
             worse = Capital(Question.WORSE, given.harm_above)
-            return [_Watch(BaseRate(GUESSES[signal]), worse, within)]
+            window = SCORE_WINDOW if signal is Signal.SCORE else WINDOW
+            return [Watch(BaseRate(GUESSES[signal], window), worse, within)]
         return [
-            _Watch(
-                BaseRate(1 - quantile),
+            Watch(
+                BaseRate(1 - quantile, WINDOW),
                 Capital(Question.WORSE),
                 Capital(Question.WITHIN)
                 if given.margin is not None and quantile == self.policy.latency_quantile
@@ -216,8 +204,13 @@ class Comparison:
         if seen.latency_s is not None:
             self._settle_latency(seen, seen.latency_s)
         if seen.score is not None:
-            self._settle(Signal.SCORE, seen, 1 - seen.score)
+            self._settle_score(seen, 1 - seen.score)
         self._conclude()
+        if seen.error is not None and seen.arm is Arm.CHALLENGER:
+            # Only now: capital that is laid must not know who answers.
+            doublings = self.num_challenger / FIRST_REOPENING
+            if doublings >= 1 and math.log2(doublings).is_integer():
+                self._reopen()
 
     def _count(self, seen: Observation) -> None:
         challenger = seen.arm is Arm.CHALLENGER
@@ -228,12 +221,29 @@ class Comparison:
         if challenger:
             self.num_challenger += 1
             self.step_challenger += seen.step == self.step
-            doublings = self.num_challenger / FIRST_REOPENING
-            if doublings >= 1 and math.log2(doublings).is_integer():
-                self._reopen()
 
     def _settle(self, signal: Signal, seen: Observation, outcome: float) -> None:
-        self._watches[signal][0].settle(seen, outcome, outcome, seen.step == self.step)
+        self._bet(self._watches[signal][0], seen, (outcome, outcome))
+
+    def _bet(self, watch: Watch, seen: Observation, outcomes: tuple[float, float]) -> None:
+        challenger = seen.arm is Arm.CHALLENGER
+        watch.settle(challenger, seen.share, outcomes, seen.step == self.step)
+        if not challenger:
+            watch.base.add(outcomes[0])
+
+    def _settle_score(self, seen: Observation, outcome: float) -> None:
+        if not 0 < seen.share < 1:
+            return
+        arm = seen.arm is Arm.CHALLENGER
+        block = self._scores.add(seen.step, seen.share, arm, outcome)
+        if block is None:
+            return
+        watch = self._watches[Signal.SCORE][0]
+        for challenger, share, lost in told(block):
+            watch.settle(challenger, share, (lost, lost), seen.step == self.step)
+        champions = [lost for challenger, lost in block if not challenger]
+        if champions:
+            watch.base.add(sum(champions) / len(champions), len(champions))
 
     def _settle_latency(self, seen: Observation, latency_s: float) -> None:
         given = self.policy.latency
@@ -244,8 +254,11 @@ class Comparison:
         if thresholds_s:
             watches = self._watches[Signal.LATENCY]
             for watch, threshold_s in zip(watches, thresholds_s, strict=True):
-                worse, within = (float(latency_s / by > threshold_s) for by in divisors)
-                watch.settle(seen, worse, within, seen.step == self.step)
+                passed = (
+                    float(latency_s / divisors[0] > threshold_s),
+                    float(latency_s / divisors[1] > threshold_s),
+                )
+                self._bet(watch, seen, passed)
         if seen.arm is Arm.CHAMPION:
             self._latencies.add(latency_s)
 
@@ -311,8 +324,9 @@ class Comparison:
             "shown": sorted(self.shown),
             "evidence": self.evidence,
             "latencies": self._latencies.to_dict(),
+            "scores": self._scores.to_list(),
             "watches": {
-                signal: [_watch_to_dict(watch) for watch in watches]
+                signal: [watch.to_dict() for watch in watches]
                 for signal, watches in self._watches.items()
             },
             "draws": [capital.to_dict() for capital in self._draws],
@@ -330,24 +344,13 @@ class Comparison:
             restored.harm = (Signal(values["harm"][0]), values["harm"][1])
         restored.shown = {Signal(signal) for signal in values["shown"]}
         restored._latencies.take(values["latencies"])
+        restored._scores.take(values["scores"])
         for signal, watches in restored._watches.items():
             for watch, saved in zip(watches, values["watches"][signal], strict=True):
-                _take_watch(watch, saved)
+                watch.take(saved)
         for capital, saved in zip(restored._draws, values["draws"], strict=True):
             capital.take(saved)
         return restored
-
-
-def _watch_to_dict(watch: _Watch) -> dict[str, Any]:
-    within = None if watch.within is None else watch.within.to_dict()
-    return {"base": asdict(watch.base), "worse": watch.worse.to_dict(), "within": within}
-
-
-def _take_watch(watch: _Watch, saved: dict[str, Any]) -> None:
-    watch.base = BaseRate(**saved["base"])
-    watch.worse.take(saved["worse"])
-    if watch.within is not None:
-        watch.within.take(saved["within"])
 
 
 def decide(state: Comparison) -> Decision:
