@@ -16,6 +16,7 @@ HEAVY = [
     "lm_eval",
     "mlflow",
     "openai",
+    "opentelemetry",
     "pyspark",
     "ray",
     "sentence_transformers",

@@ -7,7 +7,6 @@ seed plays another run.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import re
 import shutil
@@ -32,6 +31,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from penstock import printing
+from penstock.child_process import die_with_parent
 from penstock.errors import RecipeError, ServingError
 from penstock.lineage import trace
 from penstock.pipeline import Pipeline, Report, open_pipeline
@@ -46,7 +46,6 @@ _QUESTIONS = (
 _CLIENT_PAUSE_S = 0.3
 # So many answers of the new version show that it keeps serving.
 _AFTER_PROMOTION = 10
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def play(folder: Path, keep_serving: bool, port: int, metrics_port: int, seed: int | None) -> None:
@@ -291,7 +290,7 @@ class _Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
             ready = _wait_for(lambda: self.process.poll() is not None or self._is_ready(), 120.0)
         if not ready or self.process.poll() is not None:
@@ -326,12 +325,6 @@ def _server(stage: _Stage) -> Iterator[_Server]:
         yield server
     finally:
         server.stop()
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to end the server when the demo ends, even by kill -9."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @dataclass(frozen=True)

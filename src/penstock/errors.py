@@ -25,9 +25,12 @@
         |   |-- NotFound          HTTP 404
         |   |-- MethodNotAllowed  HTTP 405
         |   `-- ContextExceeded   HTTP 400
+        |-- InvalidKey            HTTP 401
         |-- Timeout     transient HTTP 504
         |-- UnknownModel          HTTP 404
         |-- Overloaded  transient HTTP 429
+        |-- RateLimited           HTTP 429      a key asks more often than it may
+        |-- InsufficientQuota     HTTP 429      a key's budget does not reach
         `-- NotReady    transient HTTP 503
 
 An error says what was received, what is valid and what to do next: the first
@@ -216,6 +219,38 @@ class Overloaded(ServingError):
     transient = True
 
     def __init__(self, message: str, hint: str = "", retry_after_s: float = 1.0) -> None:
+        super().__init__(message, hint)
+        self.retry_after_s = retry_after_s
+
+
+class InvalidKey(ServingError):
+    """No API key was given, or none that is valid; the message never holds what was given."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class RateLimited(ServingError):
+    """A key asks for more than its rate; ``retry_after_s`` is None when waiting cannot help.
+
+    Not transient: another backend would be refused the same.
+    """
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, hint: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message, hint)
+        self.retry_after_s = retry_after_s
+
+
+class InsufficientQuota(ServingError):
+    """A key's budget does not reach; ``retry_after_s`` is None when waiting cannot help."""
+
+    status = 429
+    code = "insufficient_quota"
+
+    def __init__(self, message: str, hint: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(message, hint)
         self.retry_after_s = retry_after_s
 

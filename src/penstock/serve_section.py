@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from penstock.answer_format import AnswerFormat
 from penstock.section import Plugin, Section, ShortStep, known, named_step
+from penstock.traces_section import TracesConfig
 
 ModelTask = Literal["generate", "embed", "rerank", "classify"]
 ModelName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -201,6 +202,14 @@ class Serve(Section):
     host: str = Field("127.0.0.1", description="Where to listen.")
     port: int = Field(8000, ge=0, le=65535, description="0 picks a free one.")
     metrics_port: int | None = Field(9090, ge=0, le=65535, description="Null: no metrics.")
+    workers: int = Field(
+        1, ge=1, le=256, description="Gateway processes behind the port; each loads the models."
+    )
+    keys: bool = Field(
+        False,
+        description="Whether clients need an API key. Required where others than this machine "
+        "can reach the gateway.",
+    )
     models: dict[ModelName, ModelConfig] = Field(
         {},
         description="Name -> model. Empty: the model that this recipe trains, and the packaged "
@@ -222,6 +231,7 @@ class Serve(Section):
     max_body_bytes: int = Field(2**20, ge=1024, description="Longer bodies get HTTP 413.")
     drain_timeout_s: float = Field(30.0, ge=0, description="For answers in flight at SIGTERM.")
     poll_interval_s: float = Field(0.5, gt=0, description="How often the pointer is read.")
+    traces: TracesConfig | None = Field(None, description="Null: no request is traced.")
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Serve:

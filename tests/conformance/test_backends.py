@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[1] / "serving"))
 
 from tiny_llama import TEXTS, save_llama, save_tokenizer, save_trained_llama
 
-from penstock.errors import InvalidRequest, RecipeError, ServingError
+from penstock.errors import InvalidRequest, ServingError
 from penstock.registry import names, resolve
 from penstock.serving.backends.base import Generation, ModelFiles
 

@@ -47,6 +47,8 @@ def gateway(fake_folders, pointer, tmp_path):
                 tmp_path / "cache",
                 features=settings.pop("features", None),
                 observers=settings.pop("observers", ()),
+                keys=settings.pop("api_keys", None),
+                accounts=settings.pop("accounts", None),
             )
             config = Serve(
                 **{

@@ -2,7 +2,8 @@
 
 The text of the prompt is the order: ``"say TEXT"`` answers TEXT, ``"count N"``
 streams N tokens, ``"hang"`` gives one token and then waits until it is closed,
-``"break"`` fails. Anything else is answered with the folder's name.
+``"hang NAME"`` does so in the model of that folder only, ``"break"`` fails. Anything
+else is answered with the folder's name.
 """
 
 import asyncio
@@ -35,6 +36,7 @@ class FakeBackend(Backend):
         self._files = files
         self._name = files.path.name
         self.closed = False
+        self.broken = False
 
     def load(self):
         EVENTS[f"load {self._name}"] += 1
@@ -48,9 +50,9 @@ class FakeBackend(Backend):
         EVENTS["started"] += 1
         order, _, rest = self._files.text.decode(request.prompt_ids).strip().partition(" ")
         try:
-            if order == "break":
+            if order == "break" or self.broken:
                 raise RuntimeError("secret detail")
-            if order == "hang":
+            if order == "hang" and rest in ("", self._name):
                 yield Chunk("first", (5,))
                 await asyncio.sleep(3600)
             if order == "count":

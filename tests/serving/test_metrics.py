@@ -1,3 +1,4 @@
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import pytest
 from doubles import served
 
 from penstock.errors import PenstockError
+from penstock.monitoring.merged_metrics import MergedMetrics
 from penstock.monitoring.metrics import MetricsServer, ServingMetrics
 
 NAMES = {
@@ -89,3 +91,33 @@ def test_a_taken_port_is_named_with_what_to_do():
         with pytest.raises(PenstockError, match=str(port)) as caught:
             MetricsServer(ServingMetrics(), "127.0.0.1", port)
     assert "metrics_port" in caught.value.hint
+
+
+def test_a_point_in_a_plot_leads_to_a_request():
+    metrics = ServingMetrics()
+    exemplar = {"trace_id": "a" * 32, "response_id": "chatcmpl-" + "b" * 49}
+    metrics.duration.labels("m", "/").observe(0.2, exemplar)
+    with contextlib.closing(MetricsServer(metrics, "127.0.0.1", 0)) as server:
+        accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        text = httpx.get(server.url, headers=accept).text
+    assert 'trace_id="aaaa' in text
+    assert "response_id=" in text
+
+
+def test_pages_of_several_processes_are_one_with_a_label_and_their_exemplars():
+    pages = []
+    with contextlib.ExitStack() as stack:
+        for number in range(2):
+            metrics = ServingMetrics()
+            metrics.tokens_generated.labels("m").inc(number + 1)
+            metrics.duration.labels("m", "/").observe(0.2, {"trace_id": f"t{number}"})
+            server = stack.enter_context(contextlib.closing(MetricsServer(metrics, "127.0.0.1", 0)))
+            pages.append(server.url)
+        merged = MergedMetrics(lambda: {"0": pages[0], "1": pages[1], "2": "http://127.0.0.1:9"})
+        shown = stack.enter_context(contextlib.closing(MetricsServer(merged, "127.0.0.1", 0)))
+        accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        text = httpx.get(shown.url, headers=accept).text
+    assert 'llm_tokens_generated_total{model="m",worker="0"} 1.0' in text
+    assert 'llm_tokens_generated_total{model="m",worker="1"} 2.0' in text
+    assert text.count("# TYPE llm_tokens_generated counter") == 1
+    assert 'trace_id="t1"' in text

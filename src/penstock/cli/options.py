@@ -14,6 +14,7 @@ from penstock.artifacts import store_errors
 from penstock.errors import RecipeError
 
 if TYPE_CHECKING:
+    from penstock.ledger import Ledger
     from penstock.model_files import Download
     from penstock.pipeline import Pipeline
     from penstock.promotion import Production
@@ -119,6 +120,18 @@ class Where:
             return models.production(open_recipe(self.recipe, self.set_, True), model_name, alias)
         return self._without_recipe(model_name, alias or "production")
 
+    def open_ledger(self) -> Ledger:
+        """The ledger alone, for what is kept there and nowhere else.
+
+        Raises:
+            RecipeError: Neither a recipe nor a ledger is given.
+        """
+        from penstock.ledger import Ledger
+
+        if self.uses_recipe:
+            return open_recipe(self.recipe, self.set_, quiet=True).ledger
+        return Ledger(self._named_ledger())
+
     def download(self, model_name: str | None, version: int | None, folder: Path) -> Download:
         """Fetch a version from MLflow.
 
@@ -138,17 +151,18 @@ class Where:
         from penstock.model_registry import ModelRegistry
         from penstock.promotion import Production
 
+        url = self._named_ledger()
+        name = _given(model_name, "--model-name")
+        registry = ModelRegistry(tracking_uri(self.tracking))
+        return Production(Ledger(url), registry, name, alias, admits=True)
+
+    def _named_ledger(self) -> str:
         if not self.ledger and not self.store:
             raise RecipeError(
                 "There is no recipe here and no ledger is named, so nothing says what serves.",
                 "Name the ledger by --ledger postgresql://USER@HOST/NAME, by --store FOLDER, "
                 "or by PENSTOCK_LEDGER.",
             )
-        name = _given(model_name, "--model-name")
-        registry = ModelRegistry(tracking_uri(self.tracking))
-        return Production(Ledger(self._ledger_url()), registry, name, alias, admits=True)
-
-    def _ledger_url(self) -> str:
         typed = [self._is_typed("ledger"), self._is_typed("store")]
         if self.ledger and self.store and typed[0] == typed[1]:
             raise RecipeError("--ledger and --store both name a ledger.", "Give one of them.")

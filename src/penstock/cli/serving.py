@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -16,15 +17,24 @@ def serve(
     recipe: RecipePath = DEFAULT,
     host: Annotated[str | None, typer.Option(help="Bind here instead.")] = None,
     port: Annotated[int | None, typer.Option(help="Listen here instead.")] = None,
+    workers: Annotated[int | None, typer.Option(help="So many processes instead.")] = None,
     set_: Set = None,
+    worker: Annotated[int | None, typer.Option(hidden=True)] = None,
+    socket: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve what the production pointer names, and follow it."""
     overrides = list(set_ or [])
     overrides += [f"serve.host={host}"] if host is not None else []
     overrides += [f"serve.port={port}"] if port is not None else []
-    from penstock.serving.production import serve_production
+    overrides += [f"serve.workers={workers}"] if workers is not None else []
+    from penstock.serving.production import serve_as_worker, serve_production
 
-    serve_production(open_recipe(recipe, overrides, quiet=True))
+    pipeline = open_recipe(recipe, overrides, quiet=True)
+    if worker is not None and socket is not None:
+        serve_as_worker(pipeline, socket)
+        return
+    command = [sys.executable, "-m", "penstock.cli", "serve", "--recipe", str(recipe)]
+    serve_production(pipeline, [*command, *(f"--set={one}" for one in overrides)])
 
 
 @app.command()

@@ -153,3 +153,67 @@ audit = sa.Table(
     Column("run_id", String(40)),
     Column("at_s", Float, nullable=False),
 )
+
+# API keys and what they use; the amounts are explained in accounts.py.
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    Column("id", String(20), primary_key=True),
+    Column("name", String(100), nullable=False),
+    Column("tenant", String(100), nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("models", Text),  # null: all
+    Column("requests_per_min", BigInteger),
+    Column("tokens_per_min", BigInteger),
+    Column("budget_tokens", BigInteger),
+    Column("budget_nanousd", BigInteger),
+    Column("period", String(10), nullable=False),
+    Column("created_s", Float, nullable=False),
+    Column("expires_s", Float),
+    Column("revoked_s", Float),
+)
+accounts = sa.Table(
+    "accounts",
+    metadata,
+    Column("key_id", String(20), primary_key=True),
+    Column("start_s", BigInteger, primary_key=True),
+    Column("tokens_taken", BigInteger, nullable=False),
+    Column("nanousd_taken", BigInteger, nullable=False),
+    Column("tokens_spent", BigInteger, nullable=False),
+    Column("nanousd_spent", BigInteger, nullable=False),
+)
+drawings = sa.Table(
+    "drawings",
+    metadata,
+    Column("holder", String(200), primary_key=True),
+    Column("key_id", String(20), primary_key=True),
+    Column("start_s", BigInteger, primary_key=True),
+    Column("tokens", BigInteger, nullable=False),
+    Column("nanousd", BigInteger, nullable=False),
+)
+buckets = sa.Table(
+    "buckets",
+    metadata,
+    Column("key_id", String(20), primary_key=True),
+    Column("requests", Float, nullable=False),
+    Column("tokens", Float, nullable=False),
+    Column("at_s", Float, nullable=False),
+)
+holders = sa.Table(
+    "holders",
+    metadata,
+    Column("holder", String(200), primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("seen_s", Float, nullable=False),
+)
+spending = sa.Table(
+    "spending",
+    metadata,
+    Column("day", String(10), primary_key=True),
+    Column("key_id", String(20), primary_key=True),
+    Column("model", String(200), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("nanousd", BigInteger, nullable=False),
+)

@@ -23,6 +23,7 @@ from penstock.errors import PenstockError
 UNKNOWN = "unknown"
 
 _DURATION_BUCKETS_S = (0.1, 0.5, 1, 2, 5, 10, 30)
+_TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 _FIRST_TOKEN_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -41,6 +42,13 @@ class Served(Protocol):
     def run_id(self) -> str: ...  # noqa: D102
     @property
     def data_version(self) -> str: ...  # noqa: D102
+
+
+class HasRegistry(Protocol):
+    """Metrics that can be shown."""
+
+    @property
+    def registry(self) -> CollectorRegistry: ...  # noqa: D102
 
 
 class ServingMetrics:
@@ -90,6 +98,14 @@ class ServingMetrics:
             "Time from a request's first byte to its answer's first token.",
             ["model"],
             buckets=_FIRST_TOKEN_BUCKETS_S,
+            registry=registry,
+        )
+
+        self.token_time = Histogram(
+            "llm_time_per_output_token_seconds",
+            "Time between two tokens of an answer, its mean over the tokens after the first.",
+            ["model"],
+            buckets=_TOKEN_BUCKETS_S,
             registry=registry,
         )
 
@@ -271,7 +287,7 @@ class MetricsServer:
 
     def __init__(
         self,
-        metrics: ServingMetrics | IngestMetrics,
+        metrics: HasRegistry,
         host: str,
         port: int,
         setting: str = "serve.metrics_port",

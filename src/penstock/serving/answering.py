@@ -12,7 +12,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from penstock.errors import ContextExceeded, ServingError
+from penstock.serving import tracing
 from penstock.serving.backends.base import Chunk, Generation
+from penstock.serving.budgets import Reservation, at_most_tokens
 from penstock.serving.exchange import Exchange
 from penstock.serving.facts import Facts
 from penstock.serving.features import OnlineFeatures
@@ -50,6 +52,12 @@ class Prompt:
     def num_chars(self) -> int:
         """How long it is; token ids count as one."""
         return sum(len(turn["content"]) for turn in self.turns) + len(self.text)
+
+    @property
+    def texts(self) -> list[str]:
+        """All that a model reads; token ids as something of as many bytes."""
+        own = self.text if isinstance(self.text, str) else "x" * len(self.text)
+        return [*(turn["content"] for turn in self.turns), own]
 
     @property
     def last_words(self) -> str:
@@ -149,11 +157,16 @@ async def answer(gateway: Gateway, exchange: Exchange, question: Question, one: 
         generation = question.generation(prompt_ids, None if text is None else text.context_length)
         facts.max_tokens, facts.temperature = generation.max_tokens, generation.temperature
         facts.prompt_tokens = len(prompt_ids)
+        most = len(prompt_ids) if text is not None else at_most_tokens(question.prompt.texts)
+        reservation = await held.enter_async_context(
+            gateway.access.reserved(exchange.key, model.name, most, generation.max_tokens)
+        )
         facts.queued_s = time.monotonic()
-        await held.enter_async_context(model.admission.slot())
+        await held.enter_async_context(tracing.slot(exchange.trace, model))
         facts.computing_s = time.monotonic()
         shape = AnswerShape(question.prompt.kind, route.served, facts)
-        chunks = _counted(gateway, facts, route, generation)
+        held.enter_context(tracing.call(exchange.trace, facts, model, question.prompt.kind))
+        chunks = _counted(gateway, facts, route, generation, reservation)
         await held.enter_async_context(contextlib.aclosing(chunks))
         if not question.asked.stream:
             async with within(model.config.timeout_s):
@@ -165,18 +178,20 @@ async def answer(gateway: Gateway, exchange: Exchange, question: Question, one: 
 
 
 async def _counted(
-    gateway: Gateway, facts: Facts, route: Route, generation: Generation
+    gateway: Gateway, facts: Facts, route: Route, generation: Generation, reservation: Reservation
 ) -> AsyncGenerator[Chunk, None]:
     """The backend's chunks, counted as they pass, up to the last."""
     metrics, model = gateway.metrics, facts.model
     generated = metrics.tokens_generated.labels(model)
     num_tokens = 0
     pieces: list[str] | None = [] if gateway.keeps_answers(model) else None
+    reservation.used(facts.prompt_tokens, 0)
     async with judged(route), contextlib.aclosing(route.backend.generate(generation)) as chunks:
         async for chunk in chunks:
             if facts.first_token_s is None:
                 facts.first_token_s = time.monotonic()
-                metrics.first_token.labels(model).observe(facts.first_token_s - facts.started_s)
+                first_s = facts.first_token_s - facts.started_s
+                metrics.first_token.labels(model).observe(first_s, facts.exemplar)
             new = len(chunk.token_ids)
             if chunk.usage is not None:
                 facts.prompt_tokens = max(0, chunk.usage.prompt_tokens)
@@ -186,6 +201,7 @@ async def _counted(
             num_tokens += new
             generated.inc(new)
             facts.completion_tokens = num_tokens
+            reservation.used(facts.prompt_tokens, num_tokens)
             facts.finish_reason = chunk.finish_reason
             if pieces is not None:
                 pieces.append(chunk.text)

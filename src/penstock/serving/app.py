@@ -10,12 +10,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 
-from penstock.errors import PenstockError, UnknownModel
+from penstock.errors import PenstockError
 from penstock.serve_section import Serve
 from penstock.serving import endpoints
 from penstock.serving.answering import json_response
 from penstock.serving.exchange import ExchangeLayer
 from penstock.serving.gateway import Gateway, Surroundings
+from penstock.serving.keys import check_model, visible_models
+from penstock.serving.openapi import document
 from penstock.serving.replies import to_json
 
 _OWNER = "penstock"
@@ -58,6 +60,7 @@ def _routes() -> list[Route]:
         Route("/v1/classify", endpoints.classify, methods=["POST"]),
         Route("/v1/models", _models),
         Route("/v1/models/{name:path}", _model),
+        Route("/openapi.json", _openapi),
         Route("/healthz", _health),
         Route("/readyz", _readiness),
     ]
@@ -65,21 +68,29 @@ def _routes() -> list[Route]:
 
 async def _models(request: Request) -> Response:
     gateway: Gateway = request.state.gateway
-    data = [_model_entry(gateway, name) for name in gateway.router.names]
+    data = [_model_entry(gateway, name) for name in _visible(request)]
     return json_response(to_json({"object": "list", "data": data}))
 
 
 async def _model(request: Request) -> Response:
     gateway: Gateway = request.state.gateway
     name = request.path_params["name"]
-    if name not in gateway.router.names:
-        raise UnknownModel(f"There is no model {name[:200]!r}.", "GET /v1/models lists them.")
+    check_model(request.state.exchange.key, name, gateway.router.names)
     return json_response(to_json(_model_entry(gateway, name)))
+
+
+def _visible(request: Request) -> list[str]:
+    return visible_models(request.state.exchange.key, request.state.gateway.router.names)
 
 
 def _model_entry(gateway: Gateway, name: str) -> dict[str, object]:
     created = int(gateway.started_at_s)
     return {"id": name, "object": "model", "created": created, "owned_by": _OWNER}
+
+
+async def _openapi(request: Request) -> Response:
+    """What is offered, for tools that make clients and tests of it."""
+    return json_response(to_json(document(_visible(request))))
 
 
 async def _health(_: Request) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -11,11 +11,13 @@ from starlette.responses import Response
 
 from penstock.errors import InvalidRequest
 from penstock.serve_section import ModelTask
-from penstock.serving import replies
+from penstock.serving import replies, tracing
 from penstock.serving.answering import Prompt, Question, answer, json_response
 from penstock.serving.backends.base import Floats
+from penstock.serving.budgets import at_most_tokens
 from penstock.serving.exchange import Exchange
 from penstock.serving.gateway import Gateway
+from penstock.serving.keys import check_model
 from penstock.serving.requests import (
     ChatRequest,
     ClassifyRequest,
@@ -103,7 +105,7 @@ async def short_form(request: Request) -> Response:
     gateway, exchange = _context(request)
     asked = parse_short(exchange.body)
     if isinstance(asked, ShortEmbed):
-        model = _model_or_default(gateway, asked.model, "embed")
+        model = _model_or_default(gateway, exchange, asked.model, "embed")
         return await _embed(
             gateway,
             exchange,
@@ -112,10 +114,10 @@ async def short_form(request: Request) -> Response:
             lambda route, vectors: replies.short_embeddings(route.served, exchange.facts, vectors),
         )
     if isinstance(asked, ShortRerank):
-        model = _model_or_default(gateway, asked.model, "rerank")
+        model = _model_or_default(gateway, exchange, asked.model, "rerank")
         return await _rerank(gateway, exchange, model, asked)
     if isinstance(asked, ShortClassify):
-        model = _model_or_default(gateway, asked.model, "classify")
+        model = _model_or_default(gateway, exchange, asked.model, "classify")
         return await _classify(gateway, exchange, model, asked.texts)
     return await _short_generate(gateway, exchange, asked)
 
@@ -125,7 +127,7 @@ async def _short_generate(gateway: Gateway, exchange: Exchange, asked: ShortGene
         raise InvalidRequest(
             "The short form does not stream.", "Use /v1/completions.", param="stream"
         )
-    model = _model_or_default(gateway, asked.model, "generate")
+    model = _model_or_default(gateway, exchange, asked.model, "generate")
     limit = asked.max_tokens or _COMPLETION_TOKENS
     prompt = Prompt("short", text=asked.prompt, metadata=tuple(asked.metadata.items()))
     return await _generate(gateway, exchange, model, Question(prompt, asked, limit))
@@ -135,8 +137,10 @@ def _context(request: Request) -> tuple[Gateway, Exchange]:
     return request.state.gateway, request.state.exchange
 
 
-def _model_or_default(gateway: Gateway, asked: str | None, task: ModelTask) -> str:
-    name = asked or gateway.default(task)
+def _model_or_default(
+    gateway: Gateway, exchange: Exchange, asked: str | None, task: ModelTask
+) -> str:
+    name = asked or gateway.default(task, exchange.key)
     if name is None:
         raise InvalidRequest(
             f"This gateway has no model that can {task}.", "Add one under serve.models.", "endpoint"
@@ -183,7 +187,10 @@ async def _asked(
         UnknownModel: There is none of that name.
         ServingError: Nobody answered.
     """
-    choice = await gateway.router.choose(asked, task)
+    with exchange.trace.span("route") as step:
+        check_model(exchange.key, asked.name, gateway.router.names)
+        choice = await gateway.router.choose(asked, task)
+        step.note(why=choice.why)
     facts = exchange.facts
     facts.asked, facts.why, facts.model = asked.name, choice.why, choice.models[0].name
     other = choice.models[0].config.task
@@ -199,6 +206,7 @@ async def _computed(
     exchange: Exchange,
     asked: Asked,
     task: ModelTask,
+    texts: Sequence[str],
     compute: Callable[[Route], Awaitable[tuple[Result, int]]],
 ) -> tuple[Route, Result]:
     """What a model computes in one go.
@@ -208,6 +216,7 @@ async def _computed(
         exchange: Told who answers.
         asked: Who is asked.
         task: For what.
+        texts: Everything that is read.
         compute: Returns what was computed, and the tokens read.
     """
     facts = exchange.facts
@@ -218,9 +227,17 @@ async def _computed(
         with route.lease(), gateway.metrics.active.labels(model.name).track_inprogress():
             exchange.answers_as(model, route, arm)
             facts.queued_s = time.monotonic()
-            async with model.admission.slot(), within(model.config.timeout_s), judged(route):
+            most = at_most_tokens(texts)
+            async with (
+                gateway.access.reserved(exchange.key, model.name, most, 0) as reservation,
+                tracing.slot(exchange.trace, model),
+                within(model.config.timeout_s),
+            ):
                 facts.computing_s = time.monotonic()
-                result, facts.prompt_tokens = await compute(route)
+                with tracing.call(exchange.trace, facts, model, task):
+                    async with judged(route):
+                        result, facts.prompt_tokens = await compute(route)
+                reservation.used(facts.prompt_tokens, 0)
             gateway.metrics.prompt_tokens.labels(model.name).inc(facts.prompt_tokens)
             return route, result
 
@@ -239,6 +256,7 @@ async def _embed(
         exchange,
         _about(exchange, name, texts),
         "embed",
+        texts,
         lambda route: route.backend.embed(texts),
     )
     return json_response(reply(route, vectors))
@@ -253,6 +271,7 @@ async def _rerank(
         exchange,
         _about(exchange, name, [asked.query, *documents]),
         "rerank",
+        [*documents, *[asked.query] * len(documents)],
         lambda route: route.backend.rerank(asked.query, documents),
     )
     shown = documents if asked.return_documents else None
@@ -265,6 +284,7 @@ async def _classify(gateway: Gateway, exchange: Exchange, name: str, texts: list
         exchange,
         _about(exchange, name, texts),
         "classify",
+        texts,
         lambda route: route.backend.classify(texts),
     )
     labels = route.backend.labels

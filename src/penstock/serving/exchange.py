@@ -25,6 +25,9 @@ from penstock.errors import (
     ServingError,
     Timeout,
 )
+from penstock.ledger.api_keys import ApiKey
+from penstock.monitoring.traces import Tracer
+from penstock.serving import tracing
 from penstock.serving.facts import Facts
 from penstock.serving.gateway import Gateway
 from penstock.serving.http_errors import error_body, error_headers, internal_error
@@ -64,12 +67,16 @@ class Exchange:
         body: The request's body.
         headers: Sent with the answer.
         facts: What is known about it.
+        trace: Of what becomes of it.
+        key: Whose it is; None where nobody needs a key.
     """
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, tracer: Tracer) -> None:
         self.body = b""
         self.facts = Facts(_request_id(scope), _endpoint(scope["path"]), status=CLIENT_LEFT)
+        self.key: ApiKey | None = None
         self.headers = {"x-request-id": self.facts.request_id}
+        self.trace = tracer.begin(_traceparent(scope), self.facts.unique)
         self._conversation: bytes | None = dict(scope["headers"]).get(_CONVERSATION_HEADER)
         self._send = send
         self._started = False
@@ -93,6 +100,7 @@ class Exchange:
         if message["type"] == "http.response.start":
             self._started = True
             self.facts.status = message["status"]
+            self.headers |= self.trace.headers(self.facts.status)
             own = [(name.encode(), value.encode()) for name, value in self.headers.items()]
             message = {**message, "headers": [*message.get("headers", ()), *own]}
         elif not message.get("more_body", False):
@@ -139,7 +147,7 @@ class ExchangeLayer:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope, send)
+        exchange = Exchange(scope, send, self.gateway.tracer)
         # With an "app", the router raises for unknown paths instead of answering itself.
         scope["app"] = self
         scope["state"] = {"exchange": exchange, "gateway": self.gateway}
@@ -153,6 +161,8 @@ class ExchangeLayer:
     async def _answer(self, exchange: Exchange, scope: Scope, receive: Receive) -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
+                if not await self._let_in(exchange, scope, receive):
+                    return
                 exchange.body = await _read_body(scope, receive, self._max_body_bytes)
                 await _until_client_leaves(self._app(scope, _never, exchange.send), receive)
         except TimeoutError:
@@ -180,13 +190,35 @@ class ExchangeLayer:
             logger.exception("Request %s failed", _id(exchange))
             await exchange.fail(internal_error())
 
+    async def _let_in(self, exchange: Exchange, scope: Scope, receive: Receive) -> bool:
+        """Whether the client may ask; if not, it is told so without its body being kept."""
+        if exchange.facts.endpoint in _PROBES:
+            return True
+        shown = dict(scope["headers"]).get(b"authorization")
+        try:
+            key = self.gateway.access.authenticate(
+                None if shown is None else shown.decode("latin-1")
+            )
+        except ServingError as error:
+            exchange.facts.error = error.code
+            await _refuse_body(exchange, error, scope, receive)
+            return False
+        if key is not None:
+            exchange.key = key
+            exchange.facts.key_id, exchange.facts.tenant = key.id, key.tenant
+        return True
+
     def _account(self, exchange: Exchange) -> None:
         facts = exchange.facts
         if facts.endpoint in _PROBES:
             return
         labels = (facts.model, facts.endpoint)
-        self._metrics.requests.labels(*labels, str(facts.status)).inc()
-        self._metrics.duration.labels(*labels).observe(facts.duration_s)
+        tracing.end(exchange.trace, facts)
+        exemplar = facts.exemplar
+        self._metrics.requests.labels(*labels, str(facts.status)).inc(1, exemplar)
+        self._metrics.duration.labels(*labels).observe(facts.duration_s, exemplar)
+        if facts.token_time_s is not None:
+            self._metrics.token_time.labels(facts.model).observe(facts.token_time_s, exemplar)
         self.gateway.observed(facts)
 
 
@@ -259,7 +291,7 @@ def _too_large(size_bytes: int, limit_bytes: int) -> BodyTooLarge:
 
 
 async def _refuse_body(
-    exchange: Exchange, error: BodyTooLarge, scope: Scope, receive: Receive
+    exchange: Exchange, error: ServingError, scope: Scope, receive: Receive
 ) -> None:
     body = error_body(error)
     await exchange.start(error.status, error_headers(error) | {"content-length": str(len(body))})
@@ -279,6 +311,11 @@ async def _discard(receive: Receive) -> None:
 def _request_id(scope: Scope) -> str:
     given = dict(scope["headers"]).get(b"x-request-id", b"")
     return given.decode() if _REQUEST_ID.fullmatch(given) else f"req-{uuid7_hex()}"
+
+
+def _traceparent(scope: Scope) -> str | None:
+    given = dict(scope["headers"]).get(b"traceparent")
+    return None if given is None else given.decode("latin-1")
 
 
 def _id(exchange: Exchange) -> str:

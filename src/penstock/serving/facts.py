@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from penstock.monitoring.metrics import UNKNOWN
+from penstock.serving.response_id import uuid7_hex
 from penstock.serving.routes import Arm, Draw, ServedVersion
 
 
@@ -36,6 +37,7 @@ class Facts:
     Attributes:
         request_id: The client's own, or one of ours.
         endpoint: A path of the gateway's own, or "other".
+        unique: 32 hex digits: the end of the answer's id, and the trace's id.
         received_at_s: Unix seconds.
         started_s: When the first byte came.
         asked: The name that was asked for: a model or a route; "unknown" until it is known.
@@ -69,6 +71,7 @@ class Facts:
 
     request_id: str
     endpoint: str
+    unique: str = field(default_factory=uuid7_hex)
     received_at_s: float = field(default_factory=time.time)
     started_s: float = field(default_factory=time.monotonic)
     asked: str = UNKNOWN
@@ -113,6 +116,20 @@ class Facts:
         last = self.draws[-1] if self.draws else None
         answered = last is not None and last.error is None and last.rollout == self.rollout
         return last if answered else None
+
+    @property
+    def token_time_s(self) -> float | None:
+        """Mean time between two tokens; None before there are two."""
+        if self.first_token_s is None or self.completion_tokens < 2:
+            return None
+        since_first_s = (self.ended_s or time.monotonic()) - self.first_token_s
+        return since_first_s / (self.completion_tokens - 1)
+
+    @property
+    def exemplar(self) -> dict[str, str]:
+        """What leads from a point in a plot to this request: its trace, and its answer."""
+        found = {"trace_id": self.unique}
+        return found if self.response_id is None else found | {"response_id": self.response_id}
 
 
 class Observer(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -10,16 +11,25 @@ from pathlib import Path
 
 from penstock.errors import PenstockError
 from penstock.features.base import FeatureStore
+from penstock.ledger.accounts import Accounts
+from penstock.ledger.api_keys import ApiKey, ApiKeys
 from penstock.monitoring.metrics import ServingMetrics
+from penstock.monitoring.traces import Tracer
 from penstock.serve_section import ModelTask, Serve
+from penstock.serving.access import Access
 from penstock.serving.facts import Facts, Observer
 from penstock.serving.features import OnlineFeatures
+from penstock.serving.keys import visible_models
 from penstock.serving.loading import Loader
 from penstock.serving.models import ServedModel
+from penstock.serving.prices import PriceList
 from penstock.serving.routes import Pointers
 from penstock.serving.routing import Router
 
 logger = logging.getLogger(__name__)
+
+# For what is left of traces when the gateway ends.
+_FLUSH_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,8 @@ class Surroundings:
         features: For models whose prompts hold features.
         observers: Told about every answered request.
         metrics: Of this gateway, where others write to them as well; None makes them.
+        keys: Who may ask; None lets everybody in.
+        accounts: Where use is reported, and budgets are kept.
     """
 
     pointers: Pointers
@@ -42,6 +54,8 @@ class Surroundings:
     features: FeatureStore | None = None
     observers: Sequence[Observer] = ()
     metrics: ServingMetrics | None = None
+    keys: ApiKeys | None = None
+    accounts: Accounts | None = None
 
 
 class Gateway:
@@ -66,8 +80,10 @@ class Gateway:
         self.config = config
         self.started_at_s = time.time()
         self.metrics = around.metrics or ServingMetrics()
+        self.tracer = Tracer(config.traces, self.metrics.registry)
         self.features = OnlineFeatures(around.features, self.metrics)
         self._observers = around.observers
+        self.access = Access(around.keys, around.accounts, PriceList.of(config.models))
         cache = around.cache_dir or Path.home() / ".cache" / "penstock"
         self.models = {
             name: ServedModel(
@@ -92,9 +108,10 @@ class Gateway:
             "models": {name: model.readiness() for name, model in self.models.items()},
         }
 
-    def default(self, task: ModelTask) -> str | None:
-        """The model for a task when a request names none: the first in the recipe."""
-        names = (name for name, model in self.models.items() if model.config.task == task)
+    def default(self, task: ModelTask, key: ApiKey | None = None) -> str | None:
+        """The model for a task when a request names none: the first that its key may ask."""
+        seen = visible_models(key, self.models)
+        names = (name for name in seen if self.models[name].config.task == task)
         return next(names, None)
 
     def keeps_answers(self, model: str) -> bool:
@@ -110,7 +127,13 @@ class Gateway:
                 logger.exception("%s failed", type(observer).__name__)
 
     async def start(self) -> None:
-        """Begin to load the models; returns at once."""
+        """Read the keys, and begin to load the models.
+
+        Raises:
+            LedgerError: The keys cannot be read.
+        """
+        await self.access.start()
+        self.tracer.start()
         for model in self.models.values():
             await model.start()
 
@@ -118,3 +141,5 @@ class Gateway:
         """Stop following the pointers and free the models."""
         for model in self.models.values():
             await model.stop()
+        await self.access.stop()
+        await asyncio.to_thread(self.tracer.close, _FLUSH_S)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from penstock.answer_format import AnswerFormat
 from penstock.conversions import conversions
 from penstock.features.base import FeatureStore
 from penstock.ledger import Ledger
-from penstock.ledger.rollout_records import Action, Rollout
+from penstock.ledger.accounts import Accounts
+from penstock.ledger.api_keys import ApiKeys
 from penstock.ledger.rollouts import Rollouts
-from penstock.monitoring.metrics import ServingMetrics
-from penstock.promotion import Production
 from penstock.recipe import Recipe
-from penstock.rollout_control import Controller
 from penstock.serve_section import Serve
 from penstock.serving.gateway import Surroundings
+from penstock.serving.keys import require_keys
+from penstock.serving.rollouts import rolling_out
 from penstock.serving.routes import ServedVersion, Targets
-from penstock.serving.trials import Trials
-from penstock.stages.deploy import production_of
 from penstock.store import Store
 from penstock.version_files import fetched, folder_of
 
@@ -84,51 +80,52 @@ def served(recipe: Recipe, store: Store, ledger: Ledger) -> tuple[Serve, Surroun
     if recipe.features is not None:
         feature_store, options = recipe.plugin("features", recipe.features)
         features = feature_store(options, recipe.folder)
+    require_keys(serve.host, serve.keys)
     return serve, Surroundings(
-        LedgerPointers(recipe, serve, store, ledger), conversions(store), recipe.folder, features
+        LedgerPointers(recipe, serve, store, ledger),
+        conversions(store),
+        recipe.folder,
+        features,
+        keys=ApiKeys(ledger.database) if serve.keys else None,
+        accounts=Accounts(ledger.database),
     )
 
 
-def serve_production(pipeline: Pipeline) -> None:
-    """Serve until told to stop; see ``server.serve``."""
+def serve_production(pipeline: Pipeline, command: Sequence[str]) -> None:
+    """Serve until told to stop; see ``server.serve``.
+
+    Args:
+        pipeline: Whose models.
+        command: Starts a worker, where there are several.
+    """
     from penstock.serving.server import serve
+    from penstock.serving.workers import Workers
 
     config, around = served(pipeline.recipe, pipeline.store, pipeline.ledger)
+    if config.workers > 1:
+        Workers(config, command).run(_announce)
+        return
     with rolling_out(pipeline.recipe, pipeline.store, pipeline.ledger, config, around) as around:
         serve(config, around, _announce)
 
 
-@contextmanager
-def rolling_out(
-    recipe: Recipe, store: Store, ledger: Ledger, config: Serve, around: Surroundings
-) -> Iterator[Surroundings]:
-    """A gateway's surroundings while it observes trials, and tries to decide about them.
+def serve_as_worker(pipeline: Pipeline, fd: int) -> None:
+    """Serve on a port that another process has opened.
 
-    Every gateway tries; the ledger gives each trial to one of them.
+    Args:
+        pipeline: Whose models.
+        fd: The port's file descriptor.
     """
-    metrics = around.metrics or ServingMetrics()
-    followed = {
-        (model.registered or recipe.model_name, model.version or recipe.deploy.alias): name
-        for name, model in config.models.items()
-        if model.source is None and not isinstance(model.version, int)
-    }
-    formats = {
-        name: AnswerFormat(model.format)
-        for name, model in config.models.items()
-        if model.format is not None
-    }
+    from penstock.serving.server import serve
+    from penstock.serving.workers import inherited
 
-    def told(rollout: Rollout, action: Action) -> None:
-        name = followed[rollout.model, rollout.alias]
-        metrics.rollout_decisions.labels(name, action.value).inc()
-
-    def production(name: str, alias: str) -> Production:
-        return production_of(recipe, store, ledger, name, alias)
-
-    trials = Trials(Rollouts(ledger.database), formats, metrics)
-    controller = Controller(ledger, production, followed.keys(), told)
-    with controller, trials:
-        yield replace(around, observers=(*around.observers, trials), metrics=metrics)
+    config, around = served(pipeline.recipe, pipeline.store, pipeline.ledger)
+    metrics_port = None if config.metrics_port is None else 0
+    # The parent alone shows metrics to others.
+    changed = {"workers": 1, "host": "127.0.0.1", "metrics_port": metrics_port}
+    own = config.model_copy(update=changed)
+    with rolling_out(pipeline.recipe, pipeline.store, pipeline.ledger, own, around) as around:
+        serve(own, around, lambda at: print(json.dumps(at._asdict()), flush=True), inherited(fd))
 
 
 def _announce(listening: Listening) -> None:

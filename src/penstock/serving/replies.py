@@ -45,7 +45,8 @@ class AnswerShape:
         self.kind = kind
         self.served = served
         self.created = int(time.time())
-        self.id = new_response_id("chatcmpl" if kind == "chat" else "cmpl", served.digest)
+        response_kind: ResponseKind = "chatcmpl" if kind == "chat" else "cmpl"
+        self.id = new_response_id(response_kind, served.digest, facts.unique)
         self._facts = facts
         facts.response_id = self.id
 
@@ -224,7 +225,7 @@ def classes(served: ServedVersion, facts: Facts, scores: Floats, labels: tuple[s
 
 
 def _new_id(kind: ResponseKind, served: ServedVersion, facts: Facts) -> str:
-    facts.response_id = new_response_id(kind, served.digest)
+    facts.response_id = new_response_id(kind, served.digest, facts.unique)
     return facts.response_id
 
 

@@ -293,8 +293,13 @@ def _refuse_unless_neutral(name: str, value: object, shape: type[BaseModel]) -> 
             f"Unknown field {shown!r}.{did_you_mean(shown, sorted(shape.model_fields))}",
             param=shown,
         )
-    if value not in NEUTRAL[name]:
+    if not any(_same(value, neutral) for neutral in NEUTRAL[name]):
         raise InvalidRequest(f"{name!r} is not supported here.", f"Leave {name!r} out.", param=name)
+
+
+def _same(value: object, neutral: object) -> bool:
+    """Equal, and true is not one."""
+    return isinstance(value, bool) == isinstance(neutral, bool) and value == neutral
 
 
 def _explain(error: ValidationError) -> InvalidRequest:

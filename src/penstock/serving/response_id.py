@@ -45,14 +45,15 @@ def uuid7_hex() -> str:
     return f"{value:032x}"
 
 
-def new_response_id(kind: ResponseKind, digest: str) -> str:
+def new_response_id(kind: ResponseKind, digest: str, unique: str | None = None) -> str:
     """A new id for an answer of the model version with this digest.
 
     Args:
         kind: Which endpoint answers.
         digest: The model version's digest, 64 hex digits.
+        unique: What makes it so, by ``uuid7_hex``; None makes one.
     """
-    return f"{kind}-{digest[:DIGEST_PREFIX_LENGTH]}-{uuid7_hex()}"
+    return f"{kind}-{digest[:DIGEST_PREFIX_LENGTH]}-{unique or uuid7_hex()}"
 
 
 def parse_response_id(text: str) -> ResponseId:

@@ -40,11 +40,17 @@ class Listening(NamedTuple):
     url: str
     metrics_url: str | None
 
+    @classmethod
+    def at(cls, host: str, port: int, metrics_url: str | None) -> Listening:
+        """What listens on a port; an IPv6 address is bracketed."""
+        return cls(f"http://{f'[{host}]' if ':' in host else host}:{port}", metrics_url)
+
 
 def serve(
     config: Serve,
     around: Surroundings,
     announce: Callable[[Listening], None] | None = None,
+    inherited: socket.socket | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then let the answers in flight finish.
 
@@ -54,11 +60,12 @@ def serve(
         config: The recipe's ``serve`` section, completed.
         around: What the gateway works with.
         announce: Called once the port is open.
+        inherited: The port, if somebody else has opened it.
 
     Raises:
         PenstockError: A port is taken, or the embedding model cannot be loaded.
     """
-    with _Listener(config, around) as listener:
+    with _Listener(config, around, inherited) as listener:
         if announce is not None:
             announce(listener.listening)
         asyncio.run(listener.run())
@@ -125,8 +132,11 @@ class BackgroundServer:
 class _Listener:
     """Open ports and what answers on them."""
 
-    def __init__(self, config: Serve, around: Surroundings) -> None:
+    def __init__(
+        self, config: Serve, around: Surroundings, inherited: socket.socket | None = None
+    ) -> None:
         self._config = config
+        self._inherited = inherited
         self.fatal: PenstockError | None = None
         self.app: ExchangeLayer = create_app(config, around, self._stop_for)
         self.server = _Server(
@@ -144,7 +154,7 @@ class _Listener:
 
     def __enter__(self) -> _Listener:
         config = self._config
-        self._socket = _listen(config.host, config.port)
+        self._socket = self._inherited or listen(config.host, config.port)
         self._metrics: MetricsServer | None = None
         if config.metrics_port is not None:
             try:
@@ -154,10 +164,9 @@ class _Listener:
             except PenstockError:
                 self._socket.close()
                 raise
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        self.listening = Listening(
-            f"http://{host}:{self._socket.getsockname()[1]}",
-            self._metrics.url if self._metrics else None,
+        port = self._socket.getsockname()[1]
+        self.listening = Listening.at(
+            config.host, port, self._metrics.url if self._metrics else None
         )
         return self
 
@@ -195,7 +204,12 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A port that clients can connect to.
+
+    Raises:
+        PenstockError: It is taken, or not ours to take.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named, asyncio switches Nagle's algorithm off. Without, an
     # answer's body waits for the acknowledgement of its head: 40 ms a request.

@@ -16,8 +16,6 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from penstock.errors import ServingError
@@ -92,10 +90,6 @@ class CTranslate2Backend(Backend):
         self._queue.put(job)
         async for chunk in job.chunks():
             yield chunk
-
-    async def embed(self, texts: list[str]) -> tuple[NDArray[np.float32], int]:
-        """Not what this backend does."""
-        raise ServingError("The ctranslate2 backend generates text, it does not embed.")
 
     def close(self) -> None:
         """Stop the threads and free the weights."""

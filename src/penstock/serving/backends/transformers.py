@@ -1,4 +1,7 @@
-"""Generation by transformers' own ``generate``: slower, but runs every causal model."""
+"""Generation by transformers' own ``generate``: slower, but runs every causal model.
+
+On a GPU where there is one, in bf16; else on the CPU in fp32.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ import threading
 from collections.abc import AsyncGenerator
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from penstock.errors import ServingError
@@ -31,7 +32,7 @@ class TransformersOptions(Section):
 
 
 class TransformersBackend(Backend):
-    """One model version in transformers, fp32; one batch at a time."""
+    """One model version in transformers; one batch at a time."""
 
     Options = TransformersOptions
     capabilities: ClassVar[frozenset[Capability]] = frozenset({"generate"})
@@ -56,20 +57,24 @@ class TransformersBackend(Backend):
         transformers = require("transformers", "serve")
         torch = require("torch", "serve")
         transformers.utils.logging.disable_progress_bar()
+        on_gpu = torch.cuda.is_available()
         try:
             with LOADING:
                 self._model = transformers.AutoModelForCausalLM.from_pretrained(
                     self._files.path,
-                    dtype=torch.float32,
+                    # On CPUs bf16 is emulated and about 80 times slower than fp32.
+                    dtype=torch.bfloat16 if on_gpu else torch.float32,
                     local_files_only=True,
                     trust_remote_code=False,
                     use_safetensors=True,
-                ).eval()
+                )
+                self._model = self._model.to("cuda" if on_gpu else "cpu").eval()
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ServingError(f"transformers cannot load {self._files.path}: {error}") from error
         self._model.generation_config = self._quiet_defaults(transformers)
         with torch.inference_mode():
-            self._model.generate(torch.zeros((1, 1), dtype=torch.long), max_new_tokens=1)
+            start = torch.zeros((1, 1), dtype=torch.long, device=self._model.device)
+            self._model.generate(start, max_new_tokens=1)
         self._worker.start()
 
     async def generate(self, request: Generation) -> AsyncGenerator[Chunk, None]:
@@ -78,10 +83,6 @@ class TransformersBackend(Backend):
         self._queue.put(job)
         async for chunk in job.chunks():
             yield chunk
-
-    async def embed(self, texts: list[str]) -> tuple[NDArray[np.float32], int]:
-        """Not what this backend does."""
-        raise ServingError("The transformers backend generates text, it does not embed.")
 
     def close(self) -> None:
         """Stop the thread and free the weights."""
@@ -128,7 +129,7 @@ class TransformersBackend(Backend):
         for row, prompt in enumerate(prompts):
             ids[row, length - len(prompt) :] = torch.tensor(prompt)
             mask[row, length - len(prompt) :] = 1
-        return ids, mask
+        return ids.to(self._model.device), mask.to(self._model.device)
 
 
 class _Delivery:
@@ -142,7 +143,7 @@ class _Delivery:
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         newest = input_ids[:, -1].tolist()
         stop = [self._deliver(job, token) for job, token in zip(self._batch, newest, strict=True)]
-        return self._torch.tensor(stop, dtype=self._torch.bool)
+        return self._torch.tensor(stop, dtype=self._torch.bool, device=input_ids.device)
 
     def _deliver(self, job: Job, token_id: int) -> bool:
         if job.done:
@@ -159,6 +160,7 @@ def _seeded(torch: Any, job: Job) -> Any:
     if not job.alone:
         yield
         return
-    with _seeding, torch.random.fork_rng(devices=[]):
+    devices = range(torch.cuda.device_count())
+    with _seeding, torch.random.fork_rng(devices=devices):
         torch.manual_seed(job.request.seed)
         yield
