@@ -80,6 +80,9 @@ class Controller:
 
     def run(self) -> None:
         """Look for rollouts, and decide about each in a thread of its own."""
+        # Now, and not when there is traffic to be held up by an import.
+        import penstock.rollout_evidence  # noqa: F401
+
         failed = False
         while not self._stopped.is_set():
             try:
