@@ -37,7 +37,7 @@ def _run(order):
     code = 1
     try:
         if order["kill"] is not None:
-            _kill_at(order["kill"], order["before"])
+            _kill_at(order["kill"])
         ledger = Ledger(order["ledger"])
         registry = Registry(Path(order["folder"]))
         conduct(
@@ -52,8 +52,8 @@ def _run(order):
         os._exit(code)
 
 
-def _kill_at(number, before):
-    """Die at this write transaction: before it is committed, or right after."""
+def _kill_at(number):
+    """Die in this write transaction, after everything else and before it is committed."""
     writes, original = itertools.count(1), Database.write
 
     @contextmanager
@@ -61,10 +61,8 @@ def _kill_at(number, before):
         is_mine = next(writes) == number
         with original(self) as connection:
             yield connection
-            if is_mine and before:
+            if is_mine:
                 os.kill(os.getpid(), signal.SIGKILL)
-        if is_mine:
-            os.kill(os.getpid(), signal.SIGKILL)
 
     Database.write = write
 

@@ -226,3 +226,53 @@ class TestTrial:
         wait_until(lambda: shown()["challenger_load_failure"])
         assert ask(server, "penny").headers["x-penstock-model-version"] == "1"
         assert shown()["load_failure"] is None
+
+
+class Notes:
+    """Who wants to know: keeps what it is told."""
+
+    def __init__(self):
+        self.facts = []
+
+    def observe(self, facts):
+        self.facts.append(facts)
+
+
+class TestShadow:
+    @pytest.fixture
+    def shadowed(self, gateway, fake_folders):
+        def start(**settings):
+            notes = Notes()
+            more = {"shade": model(source=str(fake_folders[2]), **settings)}
+            routes = {"assistant": RouteConfig(to={"penny": 1}, shadow={"to": "shade"})}
+            return gateway(more=more, routes=routes, observers=(notes,)), notes
+
+        return start
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_it_gets_a_copy_and_the_client_the_models_answer(self, shadowed, stream, events):
+        server, notes = shadowed()
+        answer = ask(server, "assistant", "count 3", stream=stream)
+        assert answered_by(answer) == "penny"
+        assert "v2" not in answer.text
+        wait_until(lambda: len(notes.facts) == 2)
+        copy = next(one for one in notes.facts if one.shadow)
+        assert (copy.model, copy.status, copy.completion_tokens) == ("shade", 200, 3)
+        assert copy.response_id not in answer.text
+        assert copy.key_id is None
+
+    def test_one_that_fails_or_hangs_harms_nobody(self, shadowed):
+        server, notes = shadowed(timeout_s=0.2)
+        server.gateway.models["shade"].table.current.backend.broken = True
+        assert answered_by(ask(server, "assistant")) == "penny"
+        server.gateway.models["shade"].table.current.backend.broken = False
+        assert answered_by(ask(server, "assistant", "hang v2")) == "penny"
+        wait_until(lambda: sorted(one.status for one in notes.facts if one.shadow) == [500, 504])
+
+    def test_one_without_a_free_slot_is_left_out(self, shadowed):
+        server, notes = shadowed(max_concurrency=1)
+        for _ in range(2):
+            assert answered_by(ask(server, "assistant", "hang v2")) == "penny"
+        assert "left_out" in httpx.get(server.metrics_url).text
+        server.__exit__(None, None, None)
+        assert [one.status for one in notes.facts if one.shadow] == [499]

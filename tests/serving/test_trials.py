@@ -217,6 +217,16 @@ def test_batches_are_written_by_rollout_in_the_order_of_the_answers():
     assert written == {"a": ["champion", "challenger"], "b": ["champion"]}
 
 
+def test_a_copy_that_nobody_waits_for_is_not_observed():
+    rollouts = Rollouts()
+    trials = Trials(rollouts, {}, ServingMetrics())
+    copied = ended()
+    copied.shadow = True
+    trials.observe(copied)
+    trials.flush()
+    assert rollouts.seen == []
+
+
 def test_what_the_ledger_did_not_take_is_written_later_and_once():
     rollouts = Rollouts()
     trials = Trials(rollouts, {}, ServingMetrics())

@@ -170,6 +170,12 @@ class ServingMetrics:
             ["model", "kind"],
             registry=registry,
         )
+        self.shadowed = Counter(
+            "penstock_shadow_requests",
+            "Copies of requests for a model that nobody waits for, by status; or left out.",
+            ["model", "status"],
+            registry=registry,
+        )
         self.routed = Counter(
             "penstock_routed_requests",
             "Requests by the name that was asked for, who was chosen, and why.",

@@ -43,6 +43,11 @@ class Admission:
         return self._num_waiting
 
     @property
+    def idle(self) -> bool:
+        """Whether a request would be computed at once."""
+        return not self._slots.locked()
+
+    @property
     def retry_after_s(self) -> float:
         """When the queue as it is now will have been worked off, from measured times."""
         service_s = _FIRST_GUESS_S if self._service_s is None else self._service_s

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -98,6 +98,10 @@ class Question:
     prompt: Prompt
     asked: Sampling
     limit: int | None
+
+    def whole(self) -> Question:
+        """The same, to be answered in one piece."""
+        return replace(self, asked=self.asked.model_copy(update={"stream": False}))
 
     def generation(self, prompt_ids: Sequence[int], context_length: int | None) -> Generation:
         """What a backend is asked.

@@ -33,6 +33,7 @@ from penstock.serving.requests import (
 )
 from penstock.serving.routes import Route
 from penstock.serving.routing import Asked
+from penstock.serving.shadows import cast_shadow
 from penstock.serving.tries import Try, first_answer, judged, within
 
 # OpenAI's default for plain completions; a chat may use the whole context.
@@ -168,9 +169,11 @@ async def _generate(
     asked = Asked(
         name, prompt.last_words, prompt.num_chars, metadata, facts.tenant, facts.conversation
     )
-    return await _asked(
-        gateway, exchange, asked, "generate", lambda one: answer(gateway, exchange, question, one)
-    )
+
+    async def ask(told: Exchange, one: Try) -> Response:
+        return await answer(gateway, told, question.whole() if told.is_shadow else question, one)
+
+    return await _asked(gateway, exchange, asked, "generate", ask)
 
 
 async def _asked(
@@ -178,9 +181,9 @@ async def _asked(
     exchange: Exchange,
     asked: Asked,
     task: ModelTask,
-    ask: Callable[[Try], Awaitable[Result]],
+    ask: Callable[[Exchange, Try], Awaitable[Result]],
 ) -> Result:
-    """Choose who answers, and ask them in turn.
+    """Choose who answers, and ask them in turn; who is to get a copy is asked beside them.
 
     Raises:
         InvalidRequest: The model does something else.
@@ -198,7 +201,9 @@ async def _asked(
         raise InvalidRequest(
             f"The model {asked.name!r} does not {task}.", f"Use {_PLACES[other]}.", "model"
         )
-    return await first_answer(choice.models, facts, gateway.metrics, ask)
+    if choice.shadow is not None:
+        cast_shadow(gateway, choice.shadow, exchange, ask)
+    return await first_answer(choice.models, facts, gateway.metrics, lambda one: ask(exchange, one))
 
 
 async def _computed(
@@ -219,22 +224,21 @@ async def _computed(
         texts: Everything that is read.
         compute: Returns what was computed, and the tokens read.
     """
-    facts = exchange.facts
 
-    async def ask(one: Try) -> tuple[Route, Result]:
-        model = one.model
+    async def ask(told: Exchange, one: Try) -> tuple[Route, Result]:
+        model, facts = one.model, told.facts
         route, arm = model.table.route(facts.conversation, one.again, facts.draws)
         with route.lease(), gateway.metrics.active.labels(model.name).track_inprogress():
-            exchange.answers_as(model, route, arm)
+            told.answers_as(model, route, arm)
             facts.queued_s = time.monotonic()
             most = at_most_tokens(texts)
             async with (
-                gateway.access.reserved(exchange.key, model.name, most, 0) as reservation,
-                tracing.slot(exchange.trace, model),
+                gateway.access.reserved(told.key, model.name, most, 0) as reservation,
+                tracing.slot(told.trace, model),
                 within(model.config.timeout_s),
             ):
                 facts.computing_s = time.monotonic()
-                with tracing.call(exchange.trace, facts, model, task):
+                with tracing.call(told.trace, facts, model, task):
                     async with judged(route):
                         result, facts.prompt_tokens = await compute(route)
                 reservation.used(facts.prompt_tokens, 0)

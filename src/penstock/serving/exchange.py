@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
 import re
 import time
@@ -26,7 +27,7 @@ from penstock.errors import (
     Timeout,
 )
 from penstock.ledger.api_keys import ApiKey
-from penstock.monitoring.traces import Tracer
+from penstock.monitoring.traces import Trace, Tracer
 from penstock.serving import tracing
 from penstock.serving.facts import Facts
 from penstock.serving.gateway import Gateway
@@ -81,6 +82,22 @@ class Exchange:
         self._send = send
         self._started = False
         self._ended = False
+
+    def shadow(self) -> Exchange:
+        """An exchange for a copy of the request, which sends nothing and costs the client nothing.
+
+        Its trace is not recorded: it would look like a part of what the client waited for.
+        """
+        twin = copy.copy(self)
+        twin.facts = Facts(self.facts.request_id, self.facts.endpoint, shadow=True)
+        twin.facts.tenant, twin.facts.conversation = self.facts.tenant, self.facts.conversation
+        twin.key, twin.headers, twin.trace = None, {}, Trace()
+        return twin
+
+    @property
+    def is_shadow(self) -> bool:
+        """Whether no client sees the answer."""
+        return self.facts.shadow
 
     def answers_as(self, model: ServedModel, route: Route, arm: Arm) -> None:
         """From now on every answer, an error too, says which version gave it."""

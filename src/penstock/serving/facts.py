@@ -46,6 +46,7 @@ class Facts:
         served: Which version.
         arm: As what.
         rollout: The trial that it took part in.
+        shadow: A copy of a request; no client sees the answer.
         key_id: Whose key it was.
         tenant: Who that is.
         conversation: Requests with the same one belong together.
@@ -80,6 +81,7 @@ class Facts:
     served: ServedVersion | None = None
     arm: Arm = "champion"
     rollout: str = ""
+    shadow: bool = False
     key_id: str | None = None
     tenant: str | None = None
     conversation: str | None = None

@@ -83,6 +83,7 @@ class Gateway:
         self.tracer = Tracer(config.traces, self.metrics.registry)
         self.features = OnlineFeatures(around.features, self.metrics)
         self._observers = around.observers
+        self._tasks: set[asyncio.Task[None]] = set()
         self.access = Access(around.keys, around.accounts, PriceList.of(config.models))
         cache = around.cache_dir or Path.home() / ".cache" / "penstock"
         self.models = {
@@ -118,6 +119,11 @@ class Gateway:
         """Whether somebody wants to know what a model answers."""
         return self.models[model].config.format is not None
 
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Hold a task that nobody waits for; what runs on at the end is cancelled."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def observed(self, facts: Facts) -> None:
         """Tell everybody who wants to know that a request has ended."""
         for observer in self._observers:
@@ -139,6 +145,9 @@ class Gateway:
 
     async def stop(self) -> None:
         """Stop following the pointers and free the models."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for model in self.models.values():
             await model.stop()
         await self.access.stop()

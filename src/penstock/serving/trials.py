@@ -92,7 +92,12 @@ class Trials:
         self._thread.join()
 
     def observe(self, facts: Facts) -> None:
-        """Note what a request says about the trials that it took part in."""
+        """Note what a request says about the trials that it took part in.
+
+        A shadow is none of them: no user waits for it, and it may be left out.
+        """
+        if facts.shadow:
+            return
         for draw in facts.draws:
             is_last = draw is facts.draws[-1]
             seen = observed(draw, facts, is_last)
