@@ -57,7 +57,8 @@ def test_a_version_that_passed_is_tried_on_live_requests_and_then_serves(tmp_pat
     assert answered == {"1", "2"}
     assert models.production(pipeline).registry.alias("tiny", "production") == 2
     assert all(one.same for one in replay(Rollouts(pipeline.ledger.database), ended))
-    assert "version 2 is in production" in pipeline.run(start="gate").message
+    later = open_pipeline(path, {"ingest.min_new_examples": 0}).run()
+    assert f"version 2 is in production; rollout {ended.id}" in later.message
     pipeline.ledger.close()
 
 

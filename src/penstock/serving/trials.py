@@ -176,7 +176,7 @@ def observed(draw: Draw, facts: Facts, is_last: bool) -> Observed:
         draw.share,
         draw.step,
         error=error,
-        conversation=None if draw.conversation is None else _digest(draw.conversation),
+        conversation=None if draw.conversation is None else conversation_digest(draw.conversation),
     )
     if error or (facts.status >= 400 and facts.status != CLIENT_LEFT):
         return seen
@@ -188,6 +188,6 @@ def observed(draw: Draw, facts: Facts, is_last: bool) -> Observed:
     )
 
 
-def _digest(conversation: str) -> str:
+def conversation_digest(conversation: str) -> str:
     """A conversation, without its name: that is nobody's business here."""
     return hashlib.blake2b(conversation.encode(), digest_size=8).hexdigest()
