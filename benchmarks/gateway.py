@@ -7,7 +7,7 @@ cancellation. The client speaks HTTP over plain sockets, because a client
 library would take longer than the servers. Rounds alternate between the two;
 figures are medians over rounds.
 
-    python benchmarks/gateway.py
+    python -m benchmarks.gateway
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from generation import describe, save_llama_6m
+from benchmarks.generation import describe, save_llama_6m
 
 PROMPT = "word1 word22 word333"
 
@@ -67,7 +67,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
 
 def start(which: str, folder: Path, port: int) -> subprocess.Popen[bytes]:
     """Start this file as a server."""
-    command = [sys.executable, __file__, "--serve", which, str(folder), str(port)]
+    command = [sys.executable, "-m", "benchmarks.gateway", "--serve", which, str(folder), str(port)]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 

@@ -2,8 +2,8 @@
 
 The text of the prompt is the order: ``"say TEXT"`` answers TEXT, ``"count N"``
 streams N tokens, ``"hang"`` gives one token and then waits until it is closed,
-``"hang NAME"`` does so in the model of that folder only, ``"break"`` fails. Anything
-else is answered with the folder's name.
+``"hang NAME"`` does so in the model of that folder only, ``"break"`` fails, and
+``"flood"`` never ends. Anything else is answered with the folder's name.
 """
 
 import asyncio
@@ -55,6 +55,10 @@ class FakeBackend(Backend):
             if order == "hang" and rest in ("", self._name):
                 yield Chunk("first", (5,))
                 await asyncio.sleep(3600)
+            if order == "flood":
+                while True:
+                    await asyncio.sleep(0)
+                    yield Chunk("x" * 10_000, (5,))
             if order == "count":
                 for number in range(int(rest)):
                     await asyncio.sleep(0.005)

@@ -13,7 +13,7 @@ import copy
 import logging
 import re
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,6 +29,7 @@ from penstock.errors import (
 from penstock.ledger.api_keys import ApiKey
 from penstock.monitoring.traces import Trace, Tracer
 from penstock.serving import tracing
+from penstock.serving.connections import ABORT
 from penstock.serving.facts import Facts
 from penstock.serving.gateway import Gateway
 from penstock.serving.http_errors import error_body, error_headers, internal_error
@@ -59,6 +60,8 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 # A refused body is read on and thrown away for this long, because a client that
 # is still sending when the connection closes never sees the answer.
 _LINGER_S = 10.0
+# A client that does not take an error by then takes nothing.
+_LAST_WORDS_S = 1.0
 
 
 class Exchange:
@@ -79,6 +82,7 @@ class Exchange:
         self.headers = {"x-request-id": self.facts.request_id}
         self.trace = tracer.begin(_traceparent(scope), self.facts.unique)
         self._conversation: bytes | None = dict(scope["headers"]).get(_CONVERSATION_HEADER)
+        self._abort: Callable[[], None] = _abort(scope)
         self._send = send
         self._started = False
         self._ended = False
@@ -126,9 +130,20 @@ class Exchange:
         await self._send(message)
 
     async def fail(self, error: ServingError) -> None:
-        """Answer with an error, or end a started stream with one."""
-        body = error_body(error)
+        """Answer with an error, or end a started stream with one.
+
+        A client that reads nothing any more is cut off.
+        """
         self.facts.error = error.code
+        try:
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await self._say(error)
+        except TimeoutError:
+            self._abort()
+            await asyncio.sleep(0)  # the server notices before it is told that we have ended
+
+    async def _say(self, error: ServingError) -> None:
+        body = error_body(error)
         if not self._started:
             headers = error_headers(error) | {"content-length": str(len(body))}
             await self.start(error.status, headers)
@@ -328,6 +343,12 @@ async def _discard(receive: Receive) -> None:
 def _request_id(scope: Scope) -> str:
     given = dict(scope["headers"]).get(b"x-request-id", b"")
     return given.decode() if _REQUEST_ID.fullmatch(given) else f"req-{uuid7_hex()}"
+
+
+def _abort(scope: Scope) -> Callable[[], None]:
+    """Cuts the client off, where the server can."""
+    abort: Callable[[], None] = scope.get("extensions", {}).get(ABORT, {}).get("abort", bool)
+    return abort
 
 
 def _traceparent(scope: Scope) -> str | None:

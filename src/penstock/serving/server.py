@@ -19,6 +19,7 @@ from penstock.errors import NotReady, PenstockError
 from penstock.monitoring.metrics import MetricsServer
 from penstock.serve_section import Serve
 from penstock.serving.app import create_app
+from penstock.serving.connections import Connection, allow_many_connections
 from penstock.serving.exchange import ExchangeLayer
 from penstock.serving.gateway import Gateway, Surroundings
 
@@ -68,6 +69,7 @@ def serve(
     with _Listener(config, around, inherited) as listener:
         if announce is not None:
             announce(listener.listening)
+        allow_many_connections()
         asyncio.run(listener.run())
         if listener.fatal is not None:
             raise listener.fatal
@@ -149,6 +151,7 @@ class _Listener:
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=max(1, round(config.drain_timeout_s)),
                 ws="none",
+                http=Connection,
             )
         )
 
