@@ -18,6 +18,7 @@ COMMANDS = (
     ["-m", "benchmarks.gateway_peers"],
     ["benchmarks/traces.py"],
     ["benchmarks/gate_calibration.py"],
+    ["benchmarks/rollout_calibration.py"],
     ["benchmarks/crash.py", "--points", "1000"],
 )
 

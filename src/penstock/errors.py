@@ -14,7 +14,8 @@
     |-- LedgerError
     |   |-- ClaimLost             transient     another worker took over this stage
     |   |-- StalePromotion        transient     the served version changed since it was compared
-    |   `-- MirrorBehind          transient     promoted, but MLflow's alias has not followed yet
+    |   |-- MirrorBehind          transient     promoted, but MLflow's alias has not followed yet
+    |   `-- RolloutRunning        transient     another version is on trial
     |-- RegistryError                           MLflow cannot be asked, or refuses
     |-- TrainingError
     |-- EvaluationError
@@ -124,6 +125,12 @@ class StalePromotion(LedgerError):
 
 class MirrorBehind(LedgerError):
     """The pointer has moved, but MLflow's alias could not follow; trying again moves it."""
+
+    transient = True
+
+
+class RolloutRunning(LedgerError):
+    """A version is on trial already, and there is one trial at a time."""
 
     transient = True
 

@@ -16,6 +16,7 @@ from typing import Any
 from penstock.conversions import conversions, sweep_conversions
 from penstock.errors import PenstockError, RecipeError, StalePromotion
 from penstock.ledger import Ledger, RunRecord
+from penstock.ledger.rollouts import Rollouts
 from penstock.project import open_project
 from penstock.promotion import served_versions
 from penstock.recipe import Recipe
@@ -203,9 +204,11 @@ class Pipeline:
         sweep_conversions(conversions(self.store), set(self._digests_in_use()))
 
     def _digests_in_use(self) -> Iterator[str]:
-        """Of the versions that serve, and of those that a rollback would serve."""
+        """Of the versions that serve or are on trial, and of those that a rollback would serve."""
         for name, alias in self.ledger.aliases():
             numbers = served_versions(self.ledger.history(name, alias))[-2:]
+            trial = Rollouts(self.ledger.database).open(name, alias)
+            numbers += [trial.challenger] if trial is not None else []
             yield from (one.digest for one in self.ledger.models(name) if one.version in numbers)
 
 

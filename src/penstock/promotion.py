@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from penstock.artifacts import digest_of
 from penstock.errors import (
@@ -29,6 +29,8 @@ from penstock.ledger import Ledger, ModelVersion, Move, Pointer
 from penstock.model_files import content_digest, digest_in_registry
 from penstock.model_registry import ModelRegistry, version_uri
 
+# Looks into the ledger's database, in the transaction that moves the pointer.
+Condition = Callable[[Any], bool]
 _WAIT_S = 60.0  # for other promoters that write the mirror at this moment
 _LOOKS = 50  # at ledger and mirror, until neither moves between two looks
 _AT_NIGHT = (
@@ -78,6 +80,7 @@ class Production:
         expected: int | Literal["anything"] | None = "anything",
         tested: Path | None = None,
         run_id: str | None = None,
+        condition: Condition | None = None,
     ) -> Pointer:
         """Point the alias at a version.
 
@@ -88,6 +91,7 @@ class Production:
                 candidate was compared with.
             tested: The folder of files that were evaluated: they must be the version's.
             run_id: The run behind it, if one is.
+            condition: What else must hold in the ledger in the moment in which it moves.
 
         Raises:
             LedgerError: There is no such version, it serves already, it has other files
@@ -114,7 +118,7 @@ class Production:
                 "It has to be compared with what serves now.",
             )
         self._check_files(known)
-        return self._move(version, pointer, "promote", reason, run_id)
+        return self._move(version, pointer, "promote", reason, run_id, condition)
 
     def rollback(self, reason: str, unchecked: bool = False) -> Pointer:
         """Point the alias back at what it named before its last promotion.
@@ -246,9 +250,10 @@ class Production:
         action: str,
         reason: str,
         run_id: str | None = None,
+        condition: Condition | None = None,
     ) -> Pointer:
         moved = self.ledger.move_pointer(
-            self.name, self.alias, version, pointer, action, reason, run_id
+            self.name, self.alias, version, pointer, action, reason, run_id, condition
         )
         self._follow(moved, _SETTLE if action == "rollback" else _AGAIN)
         return moved

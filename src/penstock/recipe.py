@@ -23,6 +23,7 @@ from pydantic import (
 
 from penstock import registry
 from penstock.folders import SCHEMES
+from penstock.rollout_section import RolloutSection
 from penstock.section import Later, Place, Plugin, Section, ShortStep, known, named_step
 from penstock.serve_section import Serve
 
@@ -402,6 +403,12 @@ class Deploy(Section):
         "production",
         pattern=r"^[a-z][a-z0-9_-]*$",
         description="Name of the pointer that serving follows.",
+    )
+    # It says how to get there, not what is deployed.
+    rollout: Annotated[RolloutSection | None, Place()] = Field(
+        None,
+        description="How a version that passed takes over; null moves the pointer at once. `{}` "
+        "takes the defaults.",
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from penstock.answer_format import AnswerFormat
 from penstock.section import Plugin, Section, ShortStep, known, named_step
 from penstock.traces_section import TracesConfig
 
@@ -21,6 +22,13 @@ DEFAULT_BACKENDS: dict[ModelTask, str] = {
     "classify": "sentence_transformers",
 }
 DEFAULT_EMBEDDING = "all-MiniLM-L6-v2"
+
+
+def answer_format(pattern: str) -> str:
+    """A check that a format is one."""
+    if pattern != "json":
+        AnswerFormat(pattern)
+    return pattern
 
 
 class BackendConfig(Plugin):
@@ -90,6 +98,11 @@ class ModelConfig(Section):
     ) = Field(None, description="Null: `ctranslate2` generates, `sentence_transformers` the rest.")
     labels: list[ModelName] = Field(
         [], description="Of a classifier without a trained head: what texts may be about."
+    )
+    format: Annotated[str, AfterValidator(answer_format)] | None = Field(
+        None,
+        description="What every answer must be: `json`, or a regular expression (RE2) that the "
+        "whole answer matches. A version on trial that fails this more often is taken back.",
     )
     replicas: Replicas = Replicas()
     resources: Resources = Resources()

@@ -513,6 +513,8 @@ class Walk:
         recipe = self.pipeline.recipe
         pointer = self.pipeline.ledger.pointer(recipe.model_name, recipe.deploy.alias)
         version = pointer.version if pointer else "none"
+        if "rollout" in self.found["deploy"].summary:
+            return "SUCCEEDED", deploy.trial(self.pipeline.ledger, self.found["deploy"])
         return "SUCCEEDED", f"{recipe.model_name} version {version} is in {recipe.deploy.alias}"
 
 

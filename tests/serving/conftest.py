@@ -43,7 +43,7 @@ def gateway(fake_folders, pointer, tmp_path):
                 "vectors": model(task="embed", source=str(fake_folders[3])),
             }
             around = Surroundings(
-                pointer,
+                settings.pop("pointer", pointer),
                 tmp_path / "cache",
                 features=settings.pop("features", None),
                 observers=settings.pop("observers", ()),

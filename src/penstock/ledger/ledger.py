@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +16,7 @@ from penstock.errors import ClaimLost, LedgerError, StalePromotion
 from penstock.ledger import schema
 from penstock.ledger.claims import FORGOTTEN_AFTER_S, LEASE_S, Claim, holder_of
 from penstock.ledger.database import Database, clock
+from penstock.ledger.pointers import compare_and_set
 from penstock.ledger.processes import actor, is_dead, process_of, this_process
 from penstock.ledger.records import (
     ModelVersion,
@@ -388,6 +389,7 @@ class Ledger:
         action: str,
         reason: str,
         run_id: str | None = None,
+        condition: Callable[[sa.Connection], bool] | None = None,
     ) -> Pointer:
         """Point an alias at a version by compare-and-set, and append to the audit log.
 
@@ -399,6 +401,7 @@ class Ledger:
             action: ``promote`` or ``rollback``.
             reason: For the audit log.
             run_id: The run behind it, if one is.
+            condition: What else must hold in the moment in which it moves.
 
         Raises:
             StalePromotion: The alias points elsewhere by now; nothing was changed.
@@ -407,7 +410,10 @@ class Ledger:
         self.model(name, to_version)
         epoch = 1 if expected is None else expected.epoch + 1
         with self._database.write() as connection:
-            if not _compare_and_set(connection, name, alias, to_version, expected, epoch):
+            holds = condition is None or condition(connection)
+            if not (
+                holds and compare_and_set(connection, name, alias, to_version, expected, epoch)
+            ):
                 raise StalePromotion(
                     f"{name}@{alias} is no longer what version {to_version} was compared with.",
                     "Run again: the comparison is repeated against what serves now.",
@@ -476,35 +482,3 @@ def _set_watermark(connection: sa.Connection, key: str, value: Any) -> None:
     connection.execute(
         sa.insert(schema.watermarks).values(key=key, value=json.dumps(value, sort_keys=True))
     )
-
-
-def _compare_and_set(
-    connection: sa.Connection,
-    name: str,
-    alias: str,
-    version: int,
-    expected: Pointer | None,
-    epoch: int,
-) -> bool:
-    if expected is None:
-        try:
-            with connection.begin_nested():
-                connection.execute(
-                    sa.insert(schema.pointers).values(
-                        name=name, alias=alias, version=version, epoch=epoch
-                    )
-                )
-        except IntegrityError:
-            return False
-        return True
-    changed = connection.execute(
-        sa.update(schema.pointers)
-        .where(
-            schema.pointers.c.name == name,
-            schema.pointers.c.alias == alias,
-            schema.pointers.c.version == expected.version,
-            schema.pointers.c.epoch == expected.epoch,
-        )
-        .values(version=version, epoch=epoch)
-    )
-    return changed.rowcount == 1

@@ -136,6 +136,29 @@ class ServingMetrics:
             ["model"],
             registry=registry,
         )
+        self.rollout_running = Gauge(
+            "penstock_rollout_running",
+            "1 while a version is on trial.",
+            ["model"],
+            registry=registry,
+        )
+        self.rollout_step = Gauge(
+            "penstock_rollout_step",
+            "Step of the trial that is on, from 1; 0 without one.",
+            ["model"],
+            registry=registry,
+        )
+        self.rollout_decisions = Counter(
+            "penstock_rollout_decisions",
+            "Decisions about trials that this process made: step, hold, rollback, promote, ...",
+            ["model", "decision"],
+            registry=registry,
+        )
+        self.observations_lost = Counter(
+            "penstock_rollout_observations_lost",
+            "Observations of trials that the ledger did not take in time.",
+            registry=registry,
+        )
         self.available = Gauge(
             "penstock_backend_available",
             "1 while requests are sent to a model, 0 while its breaker is open.",
@@ -198,6 +221,12 @@ class ServingMetrics:
             ["model", "kind", "thumb"],
             registry=registry,
         )
+
+    def show_rollout(self, model: str, share: float, rollout: str, step: int) -> None:
+        """Show the trial of a model's version; an empty id is none."""
+        self.rollout_share.labels(model).set(share)
+        self.rollout_running.labels(model).set(bool(rollout))
+        self.rollout_step.labels(model).set(step + 1 if rollout else 0)
 
     def show_served(self, model: str, arm: str, served: Served | None) -> None:
         """Replace what one place of one model shows; the old version's series ends."""

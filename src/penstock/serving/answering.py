@@ -168,7 +168,7 @@ async def answer(gateway: Gateway, exchange: Exchange, question: Question, one: 
     """
     model, facts = one.model, exchange.facts
     async with contextlib.AsyncExitStack() as held:
-        route, arm = model.table.route(facts.conversation, one.again)
+        route, arm = model.table.route(facts.conversation, one.again, facts.draws)
         held.enter_context(route.lease())
         exchange.answers_as(model, route, arm)
         held.enter_context(gateway.metrics.active.labels(model.name).track_inprogress())
@@ -190,7 +190,7 @@ async def answer(gateway: Gateway, exchange: Exchange, question: Question, one: 
         shape = AnswerShape(question.prompt.kind, route.served, facts)
         held.enter_context(tracing.call(exchange.trace, facts, model, question.prompt.kind))
         chunks = _counted(gateway, facts, route, generation, counts, reservation)
-        if gateway.wants_content or exchange.trace.wants_content:
+        if gateway.keeps_answers(model.name) or exchange.trace.wants_content:
             chunks = _kept(facts, chunks)
         await held.enter_async_context(contextlib.aclosing(chunks))
         if not question.asked.stream:

@@ -229,7 +229,7 @@ async def _computed(
 
     async def ask(told: Exchange, one: Try) -> tuple[Route, Result]:
         model, facts = one.model, told.facts
-        route, arm = model.table.route(facts.conversation, one.again)
+        route, arm = model.table.route(facts.conversation, one.again, facts.draws)
         with route.lease(), gateway.metrics.active.labels(model.name).track_inprogress():
             told.answers_as(model, route, arm)
             facts.queued_s = time.monotonic()

@@ -9,7 +9,24 @@ from typing import Protocol, runtime_checkable
 
 from penstock.monitoring.metrics import UNKNOWN, ServingMetrics
 from penstock.serving.response_id import uuid7_hex
-from penstock.serving.routes import Arm, ServedVersion
+from penstock.serving.routes import Arm, Draw, ServedVersion
+
+
+@dataclass(frozen=True)
+class FailedTry:
+    """A try that gave no answer.
+
+    Attributes:
+        model: Who was asked.
+        version: Which version; None if there was none to ask.
+        arm: As what.
+        error: Code of the error.
+    """
+
+    model: str
+    version: int | None
+    arm: Arm
+    error: str
 
 
 @dataclass
@@ -49,6 +66,8 @@ class Facts:
         error: Code of the error, if there was one.
         num_tries: How often models were asked.
         prompt: What was asked, as turns, if anybody wants to know.
+        failed_tries: Tries of models that did not answer, oldest first.
+        draws: Its lots in trials, one for each model on trial that was asked.
         answer: What was answered, if anybody wants to know.
     """
 
@@ -81,6 +100,8 @@ class Facts:
     status: int = 0
     error: str | None = None
     num_tries: int = 0
+    failed_tries: list[FailedTry] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
     prompt: Sequence[Mapping[str, str]] | None = None
     answer: str | None = None
 
@@ -88,6 +109,16 @@ class Facts:
     def duration_s(self) -> float:
         """From the first byte to the last, or to now."""
         return (self.ended_s or time.monotonic()) - self.started_s
+
+    @property
+    def trial(self) -> Draw | None:
+        """The lot by which the answer came about; None if there was none, or another answered.
+
+        A score of the answer counts for this arm, share and step.
+        """
+        last = self.draws[-1] if self.draws else None
+        answered = last is not None and last.error is None and last.rollout == self.rollout
+        return last if answered else None
 
     @property
     def token_time_s(self) -> float | None:

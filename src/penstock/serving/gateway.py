@@ -47,6 +47,7 @@ class Surroundings:
         folder: The recipe's.
         features: For models whose prompts hold features.
         observers: Told about every answered request.
+        metrics: Of this gateway, where others write to them as well; None makes them.
         keys: Who may ask; None lets everybody in.
         accounts: Where use is reported, and budgets are kept.
         feedback: Takes feedback on responses; None: nobody does.
@@ -57,6 +58,7 @@ class Surroundings:
     folder: Path | None = None
     features: FeatureStore | None = None
     observers: Sequence[Observer] = ()
+    metrics: ServingMetrics | None = None
     keys: ApiKeys | None = None
     accounts: Accounts | None = None
     feedback: FeedbackDesk | None = None
@@ -85,7 +87,7 @@ class Gateway:
     ) -> None:
         self.config = config
         self.started_at_s = time.time()
-        self.metrics = ServingMetrics()
+        self.metrics = around.metrics or ServingMetrics()
         self.tracer = Tracer(config.traces, self.metrics.registry)
         self.features = OnlineFeatures(around.features, self.metrics)
         self._observers = around.observers
@@ -122,6 +124,10 @@ class Gateway:
         seen = visible_models(key, self.models)
         names = (name for name in seen if self.models[name].config.task == task)
         return next(names, None)
+
+    def keeps_answers(self, model: str) -> bool:
+        """Whether somebody wants to know what a model answers."""
+        return self.wants_content or self.models[model].config.format is not None
 
     def keep(self, task: asyncio.Task[None]) -> None:
         """Hold a task that nobody waits for; what runs on at the end is cancelled."""

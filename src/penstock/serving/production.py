@@ -11,6 +11,7 @@ from penstock.features.base import FeatureStore
 from penstock.ledger import Ledger
 from penstock.ledger.accounts import Accounts
 from penstock.ledger.api_keys import ApiKeys
+from penstock.ledger.rollouts import Rollouts
 from penstock.monitoring.feedback import FeedbackBook
 from penstock.monitoring.request_log import RequestLog
 from penstock.recipe import Recipe
@@ -18,6 +19,7 @@ from penstock.serve_section import LogConfig, Serve
 from penstock.serving.feedback import FeedbackDesk
 from penstock.serving.gateway import Surroundings
 from penstock.serving.keys import require_keys
+from penstock.serving.rollouts import rolling_out
 from penstock.serving.routes import ServedVersion, Targets
 from penstock.store import Store
 from penstock.traffic import Traffic
@@ -43,6 +45,7 @@ class LedgerPointers:
         self._models = serve.models
         self._store = store
         self._ledger = ledger
+        self._rollouts = Rollouts(ledger.database)
 
     def targets(self, name: str) -> Targets:
         """What should serve behind a model's name."""
@@ -51,10 +54,14 @@ class LedgerPointers:
         if isinstance(model.version, int):
             return Targets(self._served(name, registered, model.version, 0))
         alias = model.version or self._recipe.deploy.alias
-        pointer = self._ledger.pointer(registered, alias)
+        pointer, rollout = self._rollouts.serving(registered, alias)
         if pointer is None:
             return Targets()
-        return Targets(self._served(name, registered, pointer.version, pointer.epoch))
+        champion = self._served(name, registered, pointer.version, pointer.epoch)
+        if rollout is None or rollout.champion != pointer.version:
+            return Targets(champion)
+        challenger = self._served(name, registered, rollout.challenger, pointer.epoch)
+        return Targets(champion, challenger, rollout.share, rollout.id, rollout.step)
 
     def _served(self, name: str, registered: str, version: int, epoch: int) -> ServedVersion:
         model = self._ledger.model(registered, version)
@@ -116,7 +123,8 @@ def serve_production(pipeline: Pipeline, command: Sequence[str]) -> None:
     config, around = served(pipeline.recipe, pipeline.store, pipeline.ledger)
     if config.workers > 1:
         Workers(config, command).run(_announce)
-    else:
+        return
+    with rolling_out(pipeline.recipe, pipeline.store, pipeline.ledger, config, around) as around:
         serve(config, around, _announce)
 
 
@@ -135,7 +143,8 @@ def serve_as_worker(pipeline: Pipeline, fd: int) -> None:
     # The parent alone shows metrics to others.
     changed = {"workers": 1, "host": "127.0.0.1", "metrics_port": metrics_port}
     own = config.model_copy(update=changed)
-    serve(own, around, lambda at: print(json.dumps(at._asdict()), flush=True), inherited(fd))
+    with rolling_out(pipeline.recipe, pipeline.store, pipeline.ledger, own, around) as around:
+        serve(own, around, lambda at: print(json.dumps(at._asdict()), flush=True), inherited(fd))
 
 
 def _announce(listening: Listening) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,16 +87,41 @@ class Targets:
         challenger: The version on trial, if one is.
         share: Of the requests that the challenger answers, in [0, 1].
         rollout: Id of the trial.
+        step: Index of its step.
     """
 
     champion: ServedVersion | None = None
     challenger: ServedVersion | None = None
     share: float = 0.0
     rollout: str = ""
+    step: int = 0
 
     def of(self, arm: Arm) -> ServedVersion | None:
         """The version that should be in this place."""
         return self.champion if arm == "champion" else self.challenger
+
+
+@dataclass
+class Draw:
+    """A request's lot in a trial: who was to answer it, by chance.
+
+    Attributes:
+        rollout: Id of the trial.
+        step: Index of its step.
+        share: The probability with which the challenger was drawn.
+        arm: Who was drawn.
+        conversation: Whose lot it is; it is drawn once.
+        error: Why who was drawn did not answer, if so; another one may have.
+        at_s: When, on the monotonic clock.
+    """
+
+    rollout: str
+    step: int
+    share: float
+    arm: Arm
+    conversation: str | None = None
+    error: str | None = None
+    at_s: float = field(default_factory=time.monotonic)
 
 
 class Pointers(Protocol):
@@ -167,6 +193,7 @@ class RouteTable:
     Attributes:
         share: Of the requests that the challenger answers, in [0, 1].
         rollout: Id of the trial, if there is one.
+        step: Index of its step.
     """
 
     def __init__(self) -> None:
@@ -174,6 +201,7 @@ class RouteTable:
         self._retired: set[Route] = set()
         self.share = 0.0
         self.rollout = ""
+        self.step = 0
 
     @property
     def current(self) -> Route | None:
@@ -185,21 +213,38 @@ class RouteTable:
         """The challenger's route, while there is one."""
         return self._routes["challenger"]
 
-    def route(self, conversation: str | None = None, again: bool = False) -> tuple[Route, Arm]:
+    def route(
+        self,
+        conversation: str | None = None,
+        again: bool = False,
+        draws: list[Draw] | None = None,
+    ) -> tuple[Route, Arm]:
         """The route that a new request takes.
 
         Args:
             conversation: Requests of one conversation stay with one version for as long
                 as the share does not shrink; None is a conversation of its own.
             again: The request failed before: the champion gets it.
+            draws: Gets the lot, if the request takes part in a trial.
 
         Raises:
             NotReady: No version is loaded, or the model does not answer.
         """
         if self.challenger is not None and not again:
             chosen = place(conversation, self.rollout) < self.share
+            draw = Draw(
+                self.rollout,
+                self.step,
+                self.share,
+                "challenger" if chosen else "champion",
+                conversation,
+            )
+            if draws is not None and self.share > 0:
+                draws.append(draw)
             if chosen and self.challenger.breaker.admits():
                 return self.challenger, "challenger"
+            if chosen:
+                draw.error = "not_ready"  # it was its turn, whoever answers instead
         if self.current is None:
             raise NotReady(
                 "No model version is ready yet.",

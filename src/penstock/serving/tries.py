@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from penstock.errors import NotReady, Overloaded, ServingError, Timeout
+from penstock.errors import ContextExceeded, NotReady, Overloaded, ServingError, Timeout
 from penstock.monitoring.metrics import ServingMetrics
-from penstock.serving.facts import Facts
+from penstock.serving.facts import Facts, FailedTry
 from penstock.serving.http_errors import internal_error
 from penstock.serving.models import ServedModel
 from penstock.serving.routes import Route
@@ -50,25 +50,56 @@ async def first_answer(
     """
     failure: ServingError | None = None
     for model in models:
-        for number in range(1 + model.config.retries):
+        again, left = False, model.config.retries
+        while True:
             if failure is not None:
-                kind = "same_model" if number else "fallback"
+                kind = "same_model" if again else "fallback"
                 metrics.retried.labels(model.name, kind).inc()
-            facts.num_tries += 1
             try:
-                return await ask(Try(model, again=number > 0))
+                return await _noted(Try(model, again), facts, ask)
             except ServingError as error:
-                if not _may_be_tried_elsewhere(error):
+                on_trial = not again and facts.arm == "challenger"
+                if not _may_be_tried_elsewhere(error, on_trial):
                     raise
                 failure = failure or error
-                if isinstance(error, Overloaded | NotReady | Timeout):
-                    break  # it would say the same again
+                if isinstance(error, Overloaded):
+                    break  # the queue is the same for both versions
+                if not on_trial:
+                    if left == 0 or isinstance(error, NotReady | Timeout):
+                        break  # it would say the same again
+                    left -= 1
+                again = True
     if failure is None:
         raise AssertionError("no model to ask")
     raise failure
 
 
-def _may_be_tried_elsewhere(error: ServingError) -> bool:
+async def _noted(one: Try, facts: Facts, ask: Callable[[Try], Awaitable[Answer]]) -> Answer:
+    """What one try gives; if it fails, the facts say whose failure that was."""
+    facts.num_tries += 1
+    num_draws = len(facts.draws)
+    facts.arm = "champion"
+    try:
+        return await ask(one)
+    except ServingError as error:
+        drawn = facts.draws[-1] if len(facts.draws) > num_draws else None
+        if drawn is not None and drawn.error is None and is_failure(error):
+            drawn.error = error.code
+        version = None
+        if facts.served is not None and facts.model == one.model.name:
+            version = facts.served.version
+        facts.failed_tries.append(FailedTry(one.model.name, version, facts.arm, error.code))
+        raise
+
+
+def is_failure(error: ServingError) -> bool:
+    """Whether an error is the model's: it broke, or it reads less than another one would."""
+    return error.status >= 500 or isinstance(error, ContextExceeded)
+
+
+def _may_be_tried_elsewhere(error: ServingError, on_trial: bool) -> bool:
+    if on_trial and is_failure(error):
+        return True
     return error.status >= 500 or isinstance(error, Overloaded)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 _FIRST_RETRY_S = 1.0
 _LAST_RETRY_S = 60.0
 _SWAP_TIMEOUT_S = 10.0
+# A bad version on trial is taken back within a second, counted from its failure.
+_TRIAL_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,12 @@ class PointerWatcher:
                 self._follow(self._poll())
             except Exception:
                 logger.exception("Following the pointer of %s failed; trying on", self._model)
-            self._stopped.wait(self._poll_interval_s)
+            self._stopped.wait(self._pause_s)
+
+    @property
+    def _pause_s(self) -> float:
+        on_trial = self.wanted.challenger is not None
+        return min(self._poll_interval_s, _TRIAL_POLL_S if on_trial else math.inf)
 
     def _poll(self) -> Targets:
         """What should serve; while that cannot be read, what was read last."""
@@ -127,14 +135,19 @@ class PointerWatcher:
         self._share(targets)
         for arm in ARMS:
             self._follow_one(arm, targets.of(arm))
+        self._share(targets)
 
     def _share(self, targets: Targets) -> None:
-        share = targets.share if targets.challenger is not None else 0.0
-        if (share, targets.rollout) != (self._table.share, self._table.rollout):
+        """Give the challenger its share, once it is there: the one before it gets none of it."""
+        on_trial = targets.challenger is not None and self._on_trial(targets.challenger)
+        share = targets.share if on_trial else 0.0
+        table = self._table
+        wanted = (share, targets.rollout, targets.step)
+        if wanted != (table.share, table.rollout, table.step):
 
             def move() -> None:
-                self._table.share, self._table.rollout = share, targets.rollout
-                self._metrics.rollout_share.labels(self._model).set(share)
+                table.share, table.rollout, table.step = wanted
+                self._metrics.show_rollout(self._model, share, targets.rollout, targets.step)
 
             self._on_loop(move)
 
