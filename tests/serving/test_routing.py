@@ -262,12 +262,17 @@ class TestShadow:
         assert copy.key_id is None
 
     def test_one_that_fails_or_hangs_harms_nobody(self, shadowed):
-        server, notes = shadowed(timeout_s=0.2)
+        server, notes = shadowed(timeout_s=0.5)
+
+        def shadows():
+            return [one.status for one in notes.facts if one.shadow]
+
         server.gateway.models["shade"].table.current.backend.broken = True
         assert answered_by(ask(server, "assistant")) == "penny"
+        wait_until(lambda: shadows() == [500])
         server.gateway.models["shade"].table.current.backend.broken = False
         assert answered_by(ask(server, "assistant", "hang v2")) == "penny"
-        wait_until(lambda: sorted(one.status for one in notes.facts if one.shadow) == [500, 504])
+        wait_until(lambda: shadows() == [500, 504])
 
     def test_one_without_a_free_slot_is_left_out(self, shadowed):
         server, notes = shadowed(max_concurrency=1)
