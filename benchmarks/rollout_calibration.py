@@ -12,6 +12,7 @@ far (errors, form, mean log latency, score), at a quarter of alpha each, at ever
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -35,6 +36,7 @@ from benchmarks.rollout_streams import (  # noqa: E402
     ZTests,
 )
 from penstock.gates.rollout_policy import RolloutPolicy, Tolerance  # noqa: E402
+from penstock.gates.sequential import Arm, Comparison, Observation, decide  # noqa: E402
 
 POLICY = RolloutPolicy(
     errors=Tolerance(harm_above=0.0, margin=0.01),
@@ -153,7 +155,7 @@ MARGINS = {
 
 
 def main() -> None:
-    """Simulate, and print three Markdown tables."""
+    """Simulate, and print three Markdown tables and what a request costs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--streams", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=20_261_127)
@@ -165,8 +167,35 @@ def main() -> None:
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         false_rollbacks(pool, streams, arguments.seed)
         power(pool, max(100, streams // 5), arguments.seed)
-        good(pool, max(200, streams // 2), arguments.seed)
+        good(pool, max(200, streams // 4), arguments.seed)
+    cost(arguments.seed)
     print(f"\n{time.monotonic() - began:.0f} s")
+
+
+def cost(seed: int, num: int = 20_000) -> None:
+    """Processor time of one observation and its decision, in the code that serves."""
+    drawn = Source(World(scored=1.0), np.random.default_rng(seed)).draw(0, num, 1, 0.25)
+    seen = [
+        Observation(
+            Arm.CHALLENGER if challenger else Arm.CHAMPION,
+            0.25,
+            0,
+            error,
+            None if error else not invalid,
+            None if error else latency_s,
+            None if error else score,
+        )
+        for challenger, error, invalid, latency_s, score in zip(
+            *(value[:, 0].tolist() for value in vars(drawn).values()), strict=True
+        )
+    ]
+    state, began = Comparison(POLICY), time.process_time()
+    for each in seen:
+        state.observe(each)
+        decide(state)
+    spent_us = (time.process_time() - began) / num * 1e6
+    print(f"\nOne request, all signals: {spent_us:.0f} µs; state: "
+          f"{len(json.dumps(state.to_dict())):,} bytes of JSON.")  # fmt: skip
 
 
 def upper_limit(count: int, of: int) -> float:
@@ -219,10 +248,10 @@ def counted(requests: np.ndarray) -> str:
 
 def good(pool: ProcessPoolExecutor, streams: int, seed: int) -> None:
     """How often and when a step ends well, with a margin for each signal."""
-    print(f"\nOne step at 25 % of up to 40,000 requests, {streams:,} streams each: good.\n")
+    print(f"\nOne step at 25 % of up to 20,000 requests, {streams:,} streams each: good.\n")
     print("| challenger | good | median | 90 % |")
     print("|---|---:|---:|---:|")
-    step = ((0.25, 40_000),)
+    step = ((0.25, 20_000),)
     jobs = [
         pool.submit(simulate, world, step, streams, seed, margins=True, until="good")
         for world in MARGINS.values()
