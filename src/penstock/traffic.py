@@ -42,6 +42,7 @@ LOG_SCHEMA = pa.schema(
         ("data_version", pa.string()),
         ("arm", pa.string()),
         ("rollout", pa.string()),
+        ("shadow", pa.bool_()),  # a copy whose answer no client saw
         ("tenant", pa.string()),
         ("key_id", pa.string()),
         ("conversation", pa.string()),

@@ -159,10 +159,11 @@ def test_what_waits_is_written_at_the_end(start, table):
     assert len(rows(table)) == 1
 
 
-def test_only_requests_to_models_have_rows(start, table):
+def test_only_requests_to_models_by_who_may_ask_have_rows(start, table):
     log = start()
     for endpoint in ("/v1/models", "/v1/feedback", "other"):
         log.observe(Facts("req-1", endpoint, status=200))
+    log.observe(Facts("req-1", "/v1/completions", status=401))
     log.stop()
     assert table.version() == -1
 
@@ -212,7 +213,7 @@ def test_what_cannot_be_redacted_is_not_written_as_it_came(start, table, monkeyp
         raise RuntimeError("broken")
 
     monkeypatch.setattr("penstock.monitoring.redaction.redacted_all", broken)
-    log = start()
+    log = start(content=True)
     log.observe(asked(response_id()))
     wait_until(lambda: count(log, "dropped") == 1)
     log.stop()

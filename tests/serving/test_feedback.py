@@ -8,6 +8,9 @@ import pytest
 
 from penstock.day_tables import DayTable
 from penstock.errors import StoreError
+from penstock.ledger import Ledger
+from penstock.ledger.accounts import Accounts
+from penstock.ledger.api_keys import ApiKey, ApiKeys
 from penstock.monitoring.feedback import FeedbackBook
 from penstock.monitoring.metrics import ServingMetrics
 from penstock.opinions import Opinion, judged
@@ -110,6 +113,22 @@ def test_what_people_write_is_kept_without_personal_data(server, table):
     assert "example.org" not in json.dumps([first, second], default=str)
     assert first["text"] == "Ask [EMAIL]"
     assert first["rater"] != second["rater"]
+
+
+def test_where_keys_are_asked_for_feedback_says_whose_it_came_with(gateway, table, tmp_path):
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    keys = ApiKeys(ledger.database)
+    _, secret = keys.create(ApiKey("", "bot", tenant="acme"))
+    desk = FeedbackDesk(FeedbackBook(table, redact=True, retention_days=None), {}.get)
+    server = gateway(feedback=desk, api_keys=keys, accounts=Accounts(ledger.database))
+    body = {"response_id": new_response_id("cmpl", SERVED), "thumb": "up"}
+    assert httpx.post(f"{server.url}/v1/feedback", json=body).status_code == 401
+    headers = {"authorization": f"Bearer {secret}"}
+    assert httpx.post(f"{server.url}/v1/feedback", json=body, headers=headers).status_code == 200
+    (row,) = rows(table)
+    assert row["tenant"] == "acme"
+    assert row["key_id"]
+    ledger.close()
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,8 @@ class RequestLog:
 
     def observe(self, facts: Facts) -> None:
         """Keep a request's facts until they are written."""
-        if facts.endpoint not in _LOGGED or not self._is_sampled(facts):
+        # Who has no key may ask as often as they like, but not fill our disk.
+        if facts.endpoint not in _LOGGED or facts.status == 401 or not self._is_sampled(facts):
             return
         num_chars = _num_chars(facts)
         with self._changed:
@@ -246,6 +247,7 @@ _AS_THEY_ARE = (
     "model",
     "arm",
     "rollout",
+    "shadow",
     "tenant",
     "key_id",
     "status",

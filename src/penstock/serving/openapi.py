@@ -50,6 +50,7 @@ ENDPOINTS = (
         ),
         "Short",
     ),
+    Endpoint("/v1/feedback", "Say what an answer was like", requests.FeedbackRequest, "Feedback"),
     Endpoint("/v1/models", "List what may be asked for", None, "List"),
     Endpoint("/v1/models/{name}", "One of them", None, "Model"),
 )
@@ -97,6 +98,13 @@ _ANSWERS: dict[str, dict[str, Any]] = {
         usage=_USAGE,
     ),
     "Short": _object(["id", "model"], id=_TEXT, model=_TEXT),
+    "Feedback": _object(
+        ["object", "response_id", "rater", "kinds"],
+        object={"const": "feedback"},
+        response_id=_TEXT,
+        rater=_TEXT,
+        kinds={"type": "array", "minItems": 1, "items": _TEXT},
+    ),
     "Model": _object(["id", "object"], id=_TEXT, object={"const": "model"}),
     "Error": _object(
         ["error"],
