@@ -43,22 +43,35 @@ def test_a_child_that_is_gone_already_is_no_error(said):
     assert child.returncode == 3
 
 
-def test_last_words_are_the_end_of_what_was_said_and_reading_them_loses_nothing(tmp_path):
-    program = "import sys; [print('word', i, flush=True) or input() for i in range(1)]"
-    with (tmp_path / "log").open("w+b") as log:
-        child = start([sys.executable, "-I", "-c", program], log)
-        while "word 0" not in child.last_words():
-            assert child.process.poll() is None or "word 0" in child.last_words()
+def ended(program, path, **settings):
+    """A command that has run to its end, and its log."""
+    with path.open("w+b") as log:
+        child = start([sys.executable, "-I", "-c", program], log, **settings)
         child.process.wait()
-        assert child.last_words(5).strip() == child.last_words()[-5:].strip()
-        assert child.last_words().startswith("word 0")
-        assert "EOFError" in child.last_words()
+        yield child
 
 
-def test_a_child_is_given_the_environment_that_was_asked_for():
-    program = "import os; print(sorted(os.environ))"
-    with running([sys.executable, "-I", "-c", program], answers=True) as child:
-        assert "PATH" in child.process.stdout.readline()
+def test_last_words_are_the_end_of_what_was_said_and_reading_them_loses_nothing(tmp_path):
+    program = "import sys; [print('word', i) for i in range(1000)]; sys.exit('the end')"
+    for child in ended(program, tmp_path / "log"):
+        assert child.last_words(10).endswith("the end")
+        assert len(child.last_words(10)) <= 10
+        assert "word 999\nthe end" in child.last_words()
+        assert "word 0\n" not in child.last_words()
+    assert (tmp_path / "log").read_text().startswith("word 0\n")
+
+
+def test_a_child_is_given_the_environment_that_was_asked_for(tmp_path):
+    program = "import os; print(os.environ.get('A'), os.environ.get('B'))"
+    for child in ended(program, tmp_path / "log", environment={"A": "1"}):
+        assert child.last_words() == "1 None"
+
+
+def test_a_child_lives_as_long_as_the_block():
+    with running([sys.executable, "-I", "-c", IS_DEAF], answers=True) as child:
+        assert child.process.stdout.readline() == "up\n"
+        assert child.process.poll() is None
+    assert child.process.poll() is not None
 
 
 def test_a_free_port_can_be_listened_on():

@@ -1,5 +1,6 @@
 """A gateway in front of servers elsewhere: fallbacks, lies, and another gateway."""
 
+import asyncio
 import json
 import threading
 from contextlib import contextmanager
@@ -163,6 +164,21 @@ class TestLies:
         assert "error" in json.loads(events[-1].removeprefix("data: "))
         assert len(events) == 3
         assert len(upstream.asked("/v1/chat/completions")) == 1
+
+    def test_a_server_that_keeps_talking_and_says_nothing_ends_with_the_deadline(
+        self, gateway, upstream
+    ):
+        async def drip(request, reply):
+            await reply.start()
+            while True:
+                await reply.piece(b": still here\n\n")
+                await asyncio.sleep(0.01)
+
+        server = gateway(more={"big": big(upstream)}, request_timeout_s=0.7)
+        upstream.answer = drip
+        answer = ask(server, "x")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+        wait_until(lambda: upstream.num_left == 1)
 
     @pytest.mark.parametrize("claimed", [-5, 0, 10**12])
     def test_a_wrong_count_is_not_passed_on(self, gateway, upstream, claimed):

@@ -15,6 +15,7 @@ import re
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic_core import from_json, to_json
 
@@ -201,8 +202,9 @@ class Upstream:
     def safe(self, text: str) -> str:
         """A server's words without keys and addresses, short."""
         words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-        host = self.url.partition("://")[2].partition("/")[0]
-        for secret in (self._key, *self._own_headers.values(), self.url, host):
+        parts = urlsplit(self.url)
+        places = (self.url, parts.netloc, parts.hostname)
+        for secret in (self._key, *self._own_headers.values(), *places):
             if secret and len(secret) > 3:
                 words = words.replace(secret, "[...]")
         return _SECRET.sub("[...]", _ADDRESS.sub("[...]", words))[:_QUOTED_CHARS]
