@@ -10,6 +10,8 @@ export HF_HUB_OFFLINE := 1
 export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
+# Some images forbid it, and then every process compiles what it imports: seconds each time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-fast test-vllm check bench setup setup-dev clean
 
