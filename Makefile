@@ -4,8 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 # lm-eval's tokenizers and torch fight over two cores when tests run side by side.
 export OMP_NUM_THREADS ?= 2
-# Threads that spin while they wait are fastest alone, and slowest beside other tests.
+# Beside other tests a second thread costs more than it brings, most of all one that spins.
+test test-fast test-vllm: export OMP_NUM_THREADS := 1
 test test-fast test-vllm: export OMP_WAIT_POLICY ?= PASSIVE
+# Tests wait for one thing or another a third of the time, so there is one more than cores.
+WORKERS ?= $(shell expr $$(nproc) + 1)
+# In memory, where that is possible: tests make and remove tens of thousands of small files.
+test test-fast test-vllm: export TMPDIR := $(shell scripts/test-folder.sh)
 export HF_HUB_OFFLINE := 1
 export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -23,9 +28,11 @@ test: setup-dev
 	@# What cannot be made is said by the tests that are skipped for it.
 	-printf '%s\n' actionlint deepspeed feast phoenix soda spark | xargs -n 1 -P 2 scripts/make-env.sh
 	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -o tmp_path_retention_policy=failed
 
 test-fast: setup-dev
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -o tmp_path_retention_policy=failed -m "not slow"
 
 # vLLM takes gigabytes and minutes to install, so its tests are apart.
 test-vllm: setup-dev
