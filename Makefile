@@ -9,6 +9,7 @@ test test-fast test-vllm: export OMP_NUM_THREADS := 1
 test test-fast test-vllm: export OMP_WAIT_POLICY ?= PASSIVE
 # Tests wait for one thing or another a third of the time, so there is one more than cores.
 WORKERS ?= $(shell expr $$(nproc) + 1)
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder -o tmp_path_retention_policy=failed
 # In memory, where that is possible: tests make and remove tens of thousands of small files.
 test test-fast test-vllm: export TMPDIR := $(shell scripts/test-folder.sh)
 export HF_HUB_OFFLINE := 1
@@ -27,12 +28,10 @@ test: setup-dev
 	scripts/install-services.sh
 	@# What cannot be made is said by the tests that are skipped for it.
 	-printf '%s\n' actionlint deepspeed feast phoenix soda spark | xargs -n 1 -P 2 scripts/make-env.sh
-	$(BIN)/pytest -n 2 --dist loadfile
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -o tmp_path_retention_policy=failed
+	$(BIN)/pytest $(SIDE_BY_SIDE)
 
 test-fast: setup-dev
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -o tmp_path_retention_policy=failed -m "not slow"
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow"
 
 # vLLM takes gigabytes and minutes to install, so its tests are apart.
 test-vllm: setup-dev
