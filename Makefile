@@ -4,12 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 # lm-eval's tokenizers and torch fight over two cores when tests run side by side.
 export OMP_NUM_THREADS ?= 2
-# Threads that spin while they wait are fastest alone, and slowest beside other tests.
+# Beside other tests a second thread costs more than it brings, most of all one that spins.
+test test-fast test-vllm: export OMP_NUM_THREADS := 1
 test test-fast test-vllm: export OMP_WAIT_POLICY ?= PASSIVE
+# Tests wait for one thing or another a third of the time, so there is one more than cores.
+WORKERS ?= $(shell expr $$(nproc) + 1)
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder -o tmp_path_retention_policy=failed
+# In memory, where that is possible: tests make and remove tens of thousands of small files.
+test test-fast test-vllm: export TMPDIR := $(shell scripts/test-folder.sh)
 export HF_HUB_OFFLINE := 1
 export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
+# Some images forbid it, and then every process compiles what it imports: seconds each time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-fast test-vllm check bench setup setup-dev clean
 
@@ -20,10 +28,10 @@ test: setup-dev
 	scripts/install-services.sh
 	@# What cannot be made is said by the tests that are skipped for it.
 	-printf '%s\n' actionlint deepspeed feast phoenix soda spark | xargs -n 1 -P 2 scripts/make-env.sh
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest $(SIDE_BY_SIDE)
 
 test-fast: setup-dev
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow"
 
 # vLLM takes gigabytes and minutes to install, so its tests are apart.
 test-vllm: setup-dev

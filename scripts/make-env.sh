@@ -12,7 +12,9 @@ test -f "$list" || { echo "There is no $list." >&2; exit 2; }
 mkdir -p .venvs
 exec 9>".venvs/$name.lock"
 flock 9 # two test runs may want it at once
-digest=$(cat "$list" pyproject.toml | sha256sum | cut -d' ' -f1)
+# Extras and the tools' settings are nothing to it.
+project=$(sed '/^\[project.optional/,/^\[project.scripts/d; /^\[tool/,$d' pyproject.toml)
+digest=$(echo "$project" | cat "$list" - | sha256sum | cut -d' ' -f1)
 test "$(cat "$env/.ready" 2>/dev/null)" = "$digest" && exit 0
 rm -f "$env/.ready"
 test -x "$env/bin/python" || "${PYTHON:-python3.11}" -m venv "$env" || python3 -m venv --clear "$env"

@@ -1,3 +1,4 @@
+import re
 import sys
 from pathlib import Path
 
@@ -8,6 +9,45 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import postgres
 from penstock.ledger import Ledger
+
+_ALL_SLOW = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow\b", re.MULTILINE)
+
+
+# What takes longest begins first, so that no worker is left with it at the end.
+_FIRST = (
+    "end_to_end/test_demo.py",
+    "registry/test_github_workflow.py",
+    "conformance/test_launchers.py",
+    "engines/test_spark_and_ray.py",
+    "test_pipeline.py",
+    "conformance/test_engines.py",
+    "stages/test_prepare_rows.py",
+    "stages/test_tested_bytes.py",
+    "launchers/test_deepspeed.py",
+    "end_to_end/test_cli_bad_input.py",
+    "crash/test_crash.py",
+    "sources/test_kafka_kills.py",
+    "conformance/test_evaluators.py",
+    "conformance/test_backends.py",
+    "conformance/test_transforms.py",
+    "sources/test_sql.py",
+    "conformance/test_sources.py",
+    "test_ledger.py",
+    "test_follow.py",
+    "stages/test_ingest.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    rank = {Path(__file__).parent / name: i for i, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Without slow tests, leave out files of nothing else: many import torch, each worker all."""
+    if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
+        return None
+    return bool(_ALL_SLOW.search(collection_path.read_text(encoding="utf-8"))) or None
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ LEAST = {
     "gate": {"max": {"held_out": 8.0}},
 }
 
+COMMANDS = typer.main.get_command(app)
+
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -126,7 +128,7 @@ def command_lines(page):
 @every_page
 def test_commands_that_are_shown_exist(page):
     for words in command_lines(page):
-        command, rest = typer.main.get_command(app), list(words)
+        command, rest = COMMANDS, list(words)
         while rest and getattr(command, "commands", None) and not rest[0].startswith("-"):
             assert rest[0] in command.commands, f"penstock {' '.join(words)}"
             command = command.commands[rest.pop(0)]

@@ -9,7 +9,6 @@ import signal
 import time
 from collections import Counter
 
-import boto3
 import pyarrow as pa
 import pytest
 
@@ -35,6 +34,8 @@ def server():
 
 @pytest.fixture
 def bucket(server):
+    import boto3  # takes a second
+
     client = boto3.client("s3")
     made = boto3.resource("s3").create_bucket(Bucket="lake")
     yield client

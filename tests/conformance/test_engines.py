@@ -107,21 +107,21 @@ def engine(request, tmp_path):
     return built(request.param, request, tmp_path / "scratch")
 
 
-def law(chosen, **strategies):
+def law(chosen, near=UNHURRIED, **strategies):
     """Two tests of one law: many examples near, and far one that has something of everything.
 
     Used as a class decorator: the class's ``check`` is the law.
     """
 
     def made(cls):
-        def near(self, near_engine, reference, **drawn):
+        def test_near(self, near_engine, reference, **drawn):
             self.check(near_engine, reference, **drawn)
 
-        def far(self, far_engine, reference, **drawn):
+        def test_far(self, far_engine, reference, **drawn):
             self.check(far_engine, reference, **drawn)
 
-        cls.test_near = UNHURRIED(given(**strategies)(near))
-        cls.test_far = pytest.mark.slow(FAR(example(**chosen)(given(**strategies)(far))))
+        cls.test_near = near(given(**strategies)(test_near))
+        cls.test_far = pytest.mark.slow(FAR(example(**chosen)(given(**strategies)(test_far))))
         return cls
 
     return made
@@ -317,6 +317,7 @@ class TestAWholePreparationDependsOnTheRowsAlone:
     texts=SHORT_TEXTS,
     ends=ENDS,
     keep=st.sampled_from(["first", "all"]),
+    near=settings(UNHURRIED, max_examples=10),  # each compares whole preparations
     chosen={"texts": MANY_SHORT_TEXTS, "ends": [3, 9], "keep": "all"},
 )
 class TestNearDuplicatesAreTheSameEverywhereHoweverRowsWereCut:

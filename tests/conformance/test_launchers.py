@@ -33,9 +33,9 @@ CASES = {
 def expected(tmp_path_factory):
     """A training, and what it comes to in one process."""
     training = tiny_training.training(
-        tmp_path_factory.mktemp("expected"), max_steps=300, epochs=99, learning_rate=0.003
+        tmp_path_factory.mktemp("expected"), max_steps=150, epochs=99, learning_rate=0.003
     )
-    training = replace(training, checkpoint_every_steps=40)
+    training = replace(training, checkpoint_every_steps=20)
     return training, train(training, NO_REPORT)
 
 
@@ -82,8 +82,8 @@ def test_a_launcher_comes_to_what_one_process_does_also_when_a_worker_is_killed(
 
     def report(step, num_steps, values):
         steps.append(step)
-        assert num_steps == 300
-        if step >= 130 and worker and not killed:
+        assert num_steps == 150
+        if step >= 50 and worker and not killed:
             killed.append(max(workers_of(worker)))
             os.kill(killed[0], signal.SIGKILL)
 
@@ -91,10 +91,10 @@ def test_a_launcher_comes_to_what_one_process_does_also_when_a_worker_is_killed(
     mine = elsewhere(training, tmp_path / "run")
     trained = launcher.run(mine, report)
 
-    assert trained.num_steps == 300
-    assert steps[-1] == 300
+    assert trained.num_steps == 150
+    assert steps[-1] == 150
     assert bool(killed) == (worker is not None)
-    assert (trained.resumed_from_step >= 120) == bool(killed)
+    assert (trained.resumed_from_step >= 40) == bool(killed)
     assert trained.train_loss == pytest.approx(alone.train_loss, abs=1e-4)
     assert trained.validation_loss == pytest.approx(alone.validation_loss, abs=1e-4)
     assert trained.num_parameters == alone.num_parameters

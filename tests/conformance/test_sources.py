@@ -19,6 +19,9 @@ from deltalake import write_deltalake
 
 import kafka_broker
 from http_api import Api, send_json, serving
+from penstock.sources import cursors, formats
+from penstock.sources import huggingface as huggingface_module
+from penstock.sources import kafka as kafka_module
 from penstock.sources.base import (
     OFFSET,
     ORIGIN,
@@ -38,8 +41,10 @@ from penstock.sources.rest import RestSource
 from penstock.sources.sql import SqlSource
 from traffic_rows import Writers, asked, correction, opinion, response_id
 
-MAX_BATCH_ROWS = 20_000
-NUM_ROWS = 12_345
+# As many rows as make three batches; the real limit is ten times higher.
+BATCH_ROWS = 1_000
+MAX_BATCH_ROWS = 2_000
+NUM_ROWS = 2_345
 
 
 def _jsonl() -> bytes:
@@ -135,7 +140,7 @@ def _api():
     api = Api()
     api.rows = [{"id": i, "at": "2026-03-01T12:00:00Z"} for i in range(NUM_ROWS)]
     api.rows[7]["id"] = "seven"
-    api.page_size = 5_000
+    api.page_size = 900
     done = {"succeeded_at": "2026-03-01T12:00:01Z", "status": {"setup_state": "connected"}}
     described = {"code": "Success", "data": done}
     with serving(api), serving(answer=lambda handler, _: send_json(handler, described)) as other:
@@ -183,7 +188,8 @@ def requests(folder):
 
 
 CASES = [
-    huggingface,
+    # Importing datasets takes seconds.
+    pytest.param(huggingface, marks=pytest.mark.slow, id="huggingface"),
     *(files_jsonl, files_jsonl_gz, files_csv, files_parquet),
     *(sql_cursor, sql_query_without_key, sql_whole),
     *(delta, delta_cursor),
@@ -192,6 +198,12 @@ CASES = [
     fivetran,
     requests,
 ]
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch):
+    for module in (cursors, formats, huggingface_module, kafka_module):
+        monkeypatch.setattr(module, "BATCH_ROWS", BATCH_ROWS)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.__name__)

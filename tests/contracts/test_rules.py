@@ -146,6 +146,7 @@ def tokenizer(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # imports transformers
 def test_length_is_counted_in_the_tokenizers_tokens_over_all_columns(tokenizer):
     count = len(load_tokenizer(tokenizer)("hello there")["input_ids"])
     one = rule("tokens", columns=["response"], max=count, tokenizer=str(tokenizer))
@@ -253,7 +254,7 @@ TEXTS = st.lists(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(TEXTS, st.integers(1, 7))
 def test_however_the_rows_are_cut_the_same_rows_fail(texts, size):
     table = pa.table(

@@ -120,7 +120,7 @@ def test_parquet_without_checksums_whose_pages_do_not_unpack_is_refused(run):
     [
         ("a.jsonl.gz", gz, b'{"x": 1}\n'),
         ("a.jsonl.zst", zst, b'{"x": 1}\n'),
-        ("a.csv.gz", gz, b"1\n"),
+        ("a.csv.gz", gz, b"1,2,3,4\n"),
     ],
 )
 def test_a_small_file_of_very_many_lines_is_refused_before_it_fills_the_disk(

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-import boto3
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
@@ -464,14 +463,17 @@ def test_a_table_that_unpacks_without_end_is_refused(foreign, monkeypatch, optio
 
 @pytest.fixture(scope="module")
 def lake():
+    import boto3  # takes a second
+
     with s3_server.running():
-        boto3.client("s3").create_bucket(Bucket="lake")
-        yield "s3://lake"
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="lake")
+        yield client
 
 
 @pytest.mark.parametrize("options", [{}, {"cursor": "id", "key": "id"}], ids=["files", "cursor"])
 def test_a_table_in_s3_is_read_like_one_in_a_folder(lake, tmp_path, options):
-    uri = f"{lake}/{len(options)}/events"
+    uri = f"s3://lake/{len(options)}/events"
 
     def write(*ids):
         table = pa.table({"id": list(ids), "text": [f"t{i}" for i in ids]})
@@ -490,12 +492,11 @@ def test_a_table_in_s3_is_read_like_one_in_a_folder(lake, tmp_path, options):
 
 
 def test_a_data_file_that_is_gone_from_s3_is_named_and_commits_nothing(lake, tmp_path):
-    uri = f"{lake}/gone/events"
+    uri = "s3://lake/gone/events"
     table = pa.table({"id": [1]})
     write_deltalake(uri, table, storage_options={"allow_http": "true"})
-    client = boto3.client("s3")
-    found = client.list_objects_v2(Bucket="lake", Prefix="gone/events/part")["Contents"]
-    client.delete_object(Bucket="lake", Key=found[0]["Key"])
+    found = lake.list_objects_v2(Bucket="lake", Prefix="gone/events/part")["Contents"]
+    lake.delete_object(Bucket="lake", Key=found[0]["Key"])
     run = IngestProject(tmp_path, type="delta", uri=uri)
     with pytest.raises(SourceError, match=r"part-.*parquet"):
         run.ingest()
@@ -505,7 +506,7 @@ def test_a_data_file_that_is_gone_from_s3_is_named_and_commits_nothing(lake, tmp
 def test_a_store_that_is_down_is_told_without_the_secret(lake, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     options = {"max_retries": "0", "retry_timeout": "1s"}
-    one = DeltaSource(DeltaSource.Options(uri=f"{lake}/x", storage_options=options), tmp_path)
+    one = DeltaSource(DeltaSource.Options(uri="s3://lake/x", storage_options=options), tmp_path)
     with pytest.raises(SourceError, match="cannot be read") as error:
         one.snapshot()
     assert "hush-hush" not in str(error.value)

@@ -5,7 +5,6 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import datasets
 import pytest
 from pydantic import ValidationError
 
@@ -40,6 +39,8 @@ def test_a_folder_of_data_files_is_read_by_split(tmp_path):
 
 
 def test_what_save_to_disk_wrote_is_read_with_and_without_splits(tmp_path):
+    import datasets
+
     rows = datasets.Dataset.from_list(ROWS)
     rows.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(tmp_path / "all")

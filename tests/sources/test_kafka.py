@@ -550,7 +550,7 @@ def test_values_of_no_or_an_unknown_schema_are_letters(broker, registry):
     assert "unknown to the registry" in letters[3].reason
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(value=st.binary(max_size=40), kind=st.sampled_from(["avro", "json_schema", "protobuf"]))
 def test_no_bytes_at_all_stop_the_reading(registry, value, kind):
     from penstock.sources.kafka_values import NotARow, decoder

@@ -4,11 +4,9 @@ import io
 import json
 from pathlib import Path
 
-import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from penstock.errors import SourceError, SourceUnavailable
 from penstock.sources.base import DeadLetter
@@ -18,6 +16,8 @@ from penstock.sources.objects import _regex
 
 @pytest.fixture(scope="module")
 def server():
+    from moto.server import ThreadedMotoServer  # takes seconds, also when no test here is run
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -37,6 +37,8 @@ def bucket(server, monkeypatch):
         "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
     }.items():
         monkeypatch.setenv(name, value)
+    import boto3
+
     client = boto3.client("s3")
     made = boto3.resource("s3").create_bucket(Bucket="lake")
     yield client

@@ -47,12 +47,12 @@ class Database:
 def database(request, tmp_path):
     if request.param == "sqlite":
         return Database(f"sqlite:///{tmp_path / 'shop.db'}")
-    return Database(request.getfixturevalue("postgres_server").new_database())
+    return Database(request.getfixturevalue("postgres_server").new_schema())
 
 
 @pytest.fixture
 def postgres(request, postgres_server):
-    return Database(postgres_server.new_database())
+    return Database(postgres_server.new_schema())
 
 
 def source(database, folder, **options):
@@ -350,7 +350,7 @@ def test_rows_are_streamed_and_come_in_bounded_batches(postgres, tmp_path):
 
 
 def test_reading_sees_one_state_of_the_database(postgres, tmp_path):
-    postgres.execute("INSERT INTO questions SELECT i, 'x', now() FROM generate_series(1, 25000) i")
+    postgres.execute("INSERT INTO questions SELECT i, 'x', now() FROM generate_series(1, 12000) i")
     one = source(postgres, tmp_path)
     (unit,) = one.snapshot()
     pieces = one.read(unit)
@@ -501,7 +501,7 @@ def test_a_connection_that_breaks_while_rows_are_read_is_an_outage(postgres, tmp
     "change", [{"url": "/nowhere?"}, {"table": "nowhere"}, {"query": "SELECT 1 / 0 AS id"}]
 )
 def test_what_a_server_refuses_is_no_outage(postgres, tmp_path, change):
-    postgres.url = postgres.url.replace("/test_", change.pop("url", "/test_"), 1)
+    postgres.url = postgres.url.replace("/postgres?", change.get("url", "/postgres?"), 1)
     with pytest.raises(SourceError) as error:
         source(postgres, tmp_path, cursor="id", **change).snapshot()
     assert not error.value.transient

@@ -550,6 +550,7 @@ gate:
 """
 
 
+@pytest.mark.slow  # imports MLflow and transformers
 def test_tokens_are_counted_with_the_tokenizer_of_a_registered_base(project):
     project.set(text=REGISTERED_BASE)
     project.jsonl("a.jsonl", good(1, instruction="word"), good(2, instruction="word " * 9))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -131,15 +132,46 @@ def task_manager(tasks: Sequence[str | Mapping[str, Any]], folders: Sequence[str
     from lm_eval.tasks import TaskManager
 
     names = [task for task in tasks if isinstance(task, str)]
-    # lm-eval indexes its own 14,000 tasks in seconds, so only if one of them is asked
-    # for, or a group or tag, whose tasks may be anywhere.
+    # lm-eval's own 14,000 tasks are looked at only if one of them is asked for, or a
+    # group or tag, whose tasks may be anywhere.
     manager = TaskManager(include_path=list(folders) or None, include_defaults=False)
     if not set(names) <= set(manager.all_subtasks):
-        manager = TaskManager(include_path=list(folders) or None)
+        with _defaults_known():
+            manager = TaskManager(include_path=list(folders) or None, include_defaults=False)
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         raise Unusable(*_unknown(unknown[0], manager.all_tasks, folders))
     return manager
+
+
+@functools.cache
+def _defaults() -> Mapping[str, Any]:
+    """lm-eval's index of its own tasks; it takes ten to twenty seconds to read them."""
+    from lm_eval.tasks import TaskManager
+
+    return dict(TaskManager().task_index)
+
+
+@contextmanager
+def _defaults_known() -> Iterator[None]:
+    """While the block runs, a new index of lm-eval's holds its own tasks as well.
+
+    It offers no way to hand them over, so the class it calls is replaced.
+    """
+    from lm_eval.tasks import manager
+
+    defaults, plain = _defaults(), manager.TaskIndex
+
+    class Both(plain):  # type: ignore[misc,valid-type]
+        @staticmethod
+        def build(paths: Any, **options: Any) -> dict[str, Any]:
+            return {**defaults, **plain.build(paths, **options)}
+
+    manager.TaskIndex = Both
+    try:
+        yield
+    finally:
+        manager.TaskIndex = plain
 
 
 def _unknown(name: str, known: Sequence[str], folders: Sequence[str]) -> tuple[str, str]:

@@ -24,8 +24,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import scipy  # whose parts load when they are first used, which most commands never do
 from numpy.typing import NDArray
-from scipy import optimize, special
 
 FloatArray = NDArray[np.float64]
 
@@ -39,8 +39,8 @@ def critical_value(alpha: float, degrees_of_freedom: int | None = None) -> float
             None for the normal distribution.
     """
     if degrees_of_freedom is None:
-        return float(-special.ndtri(alpha))
-    return float(-special.stdtrit(degrees_of_freedom, alpha))
+        return float(-scipy.special.ndtri(alpha))
+    return float(-scipy.special.stdtrit(degrees_of_freedom, alpha))
 
 
 def tango_bounds(
@@ -84,7 +84,7 @@ def _tango_lower(better: float, worse: float, n: float, critical: float) -> floa
     right = difference - 1e-10
     if right <= -1 or excess(-1.0) <= 0:
         return -1.0
-    return float(optimize.brentq(excess, -1.0, right, xtol=1e-12))
+    return float(scipy.optimize.brentq(excess, -1.0, right, xtol=1e-12))
 
 
 def _tango_variance(better: float, worse: float, n: float, delta: float) -> float:
@@ -114,8 +114,8 @@ def mcnemar_mid_p(better: int, worse: int) -> float:
     """
     discordant = better + worse
     # P(X <= better) = P(X >= worse), by symmetry.
-    at_least = special.bdtr(better, discordant, 0.5)
-    more = special.bdtr(better - 1, discordant, 0.5) if better > 0 else 0.0
+    at_least = scipy.special.bdtr(better, discordant, 0.5)
+    more = scipy.special.bdtr(better - 1, discordant, 0.5) if better > 0 else 0.0
     return float((at_least + more) / 2)
 
 
@@ -193,7 +193,7 @@ def non_inferiority_power(num_items: float, variance: float, margin: float, alph
     if variance <= 0:
         return 1.0
     shift = margin * math.sqrt(num_items / variance)
-    return float(special.ndtr(shift - critical_value(alpha)))
+    return float(scipy.special.ndtr(shift - critical_value(alpha)))
 
 
 def items_needed(variance: float, margin: float, alpha: float, power: float = 0.8) -> int:
@@ -202,7 +202,7 @@ def items_needed(variance: float, margin: float, alpha: float, power: float = 0.
     The usual formula, ``(z_alpha + z_power)^2 variance / margin^2``; arguments
     as for ``non_inferiority_power``.
     """
-    quantiles = critical_value(alpha) + float(special.ndtri(power))
+    quantiles = critical_value(alpha) + float(scipy.special.ndtri(power))
     return max(1, math.ceil(quantiles**2 * variance / margin**2))
 
 

@@ -108,7 +108,8 @@ class Tokenize:
         return ids, labels
 
 
-_NOTHING = pa.scalar(None, pa.string())
+# Not ``pa.scalar``, which imports pandas: most of a second for each process.
+_NOTHING = pa.nulls(1, pa.string())[0]
 # A reason, and for each row that it holds for, what shows it; null for all others.
 _Faults: TypeAlias = tuple[str, pa.ChunkedArray]
 
