@@ -14,6 +14,7 @@ COMMANDS = (
     ["-m", "benchmarks.kafka"],
     ["benchmarks/generation.py"],
     ["benchmarks/gateway.py"],
+    ["benchmarks/embeddings.py"],
     ["benchmarks/gate_calibration.py"],
     ["benchmarks/crash.py", "--points", "1000"],
 )

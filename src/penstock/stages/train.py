@@ -7,7 +7,6 @@ before; the launcher decides where the loop runs.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from penstock.artifacts import (
     write_manifest,
 )
 from penstock.errors import RecipeError, TrainingError
+from penstock.hub import require_commit
 from penstock.launchers.base import Trained, Training
 from penstock.prompt import Prompt
 from penstock.recipe import Recipe, canonical
@@ -54,16 +54,7 @@ def named_base(recipe: Recipe) -> Base | None:
         return Base(label=name, identity=_folder_identity(folder), location=str(folder))
     if name.startswith((".", "/")) or name.count("/") > 1:
         raise RecipeError(f"train.base: there is no folder {folder}.")
-    if revision is None:
-        raise RecipeError(
-            f"train.base: {name!r} is a hub model without a pinned commit.",
-            "Set train.base_revision: a name alone may mean another model tomorrow.",
-        )
-    if re.fullmatch("[0-9a-f]{40}", revision) is None:
-        raise RecipeError(
-            f"train.base_revision: {revision!r} is not a commit: 40 hexadecimal digits.",
-            "A branch or tag may mean another commit tomorrow; the hub lists a model's commits.",
-        )
+    revision = require_commit(name, revision, "train.base", "train.base_revision")
     return Base(name, f"{name}@{revision}", name, revision)
 
 
