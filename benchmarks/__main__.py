@@ -17,6 +17,7 @@ COMMANDS = (
     ["-m", "benchmarks.gateway"],
     ["-m", "benchmarks.gateway_peers"],
     ["benchmarks/traces.py"],
+    ["benchmarks/embeddings.py"],
     ["benchmarks/gate_calibration.py"],
     ["benchmarks/rollout_calibration.py"],
     ["benchmarks/crash.py", "--points", "1000"],

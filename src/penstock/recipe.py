@@ -22,14 +22,12 @@ from pydantic import (
 )
 
 from penstock import registry
+from penstock.classifier_section import HELD_OUT, Classifier, require_fit
 from penstock.folders import SCHEMES
 from penstock.rollout_section import RolloutSection
 from penstock.section import Later, Place, Plugin, Section, ShortStep, known, named_step
 from penstock.serve_section import Serve
 
-# The task made of the validation split: bits per byte of its responses, an
-# evaluation that needs nothing but the user's own rows.
-HELD_OUT = "held_out"
 DEFAULT_EVALUATOR = "hf"
 
 
@@ -280,6 +278,11 @@ class Train(Section):
         description="Null trains all weights, and so does the first training of a model "
         "from scratch.",
     )
+    classifier: Annotated[Classifier | None, Later()] = Field(
+        None,
+        description="Null: a model that generates. Else one that classifies; of this section it "
+        "reads nothing else.",
+    )
     continue_from_production: bool = Field(
         True, description="Continue from the served version when there is one."
     )
@@ -338,7 +341,7 @@ class Evaluate(Section):
     tasks: list[str] = Field(
         min_length=1,
         description="lm-eval tasks by name. `held_out` is made from the validation split: "
-        "bits per byte of its responses.",
+        "bits per byte of its responses, or a classifier's accuracy (`acc`).",
     )
     task_dir: Annotated[str | None, Place()] = Field(None, description="A folder of task YAMLs.")
     num_fewshot: int | None = Field(None, ge=0, description="Null takes each task's own.")
@@ -505,6 +508,12 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _classifier_fits(self) -> Recipe:
+        if self.train.classifier is not None:
+            require_fit(self)
+        return self
+
     _folder: Path = PrivateAttr(default_factory=Path)
     _written: str = PrivateAttr(default="")
 
@@ -536,6 +545,13 @@ class Recipe(Section):
     def model_name(self) -> str:
         """The registered model's name."""
         return self.register_.model or self.name
+
+    @property
+    def served(self) -> Serve:
+        """The serve section, with the models that are served when it names none."""
+        return self.serve.completed(
+            self.model_name, "generate" if self.train.classifier is None else "classify"
+        )
 
     def plugin(self, seam: str, config: Plugin) -> tuple[Any, Section]:
         """The adapter class behind a section, and its checked options."""

@@ -273,14 +273,15 @@ class Serve(Section):
         served = (one for one in self.models.values() if one.registered == model)
         return next(served, None)
 
-    def completed(self, trained: str) -> Serve:
+    def completed(self, trained: str, task: ModelTask = "generate") -> Serve:
         """With the models that are served when none are named.
 
         Args:
             trained: The registered model that the recipe trains.
+            task: What that does.
         """
         models = self.models or {
-            trained: ModelConfig(),
+            trained: ModelConfig(task=task),
             DEFAULT_EMBEDDING: ModelConfig(task="embed", source=DEFAULT_EMBEDDING),
         }
         named = {name: _named(model, trained) for name, model in models.items()}

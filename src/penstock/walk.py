@@ -226,7 +226,8 @@ class Walk:
         """
         pipeline = self.pipeline
         model_name = pipeline.recipe.model_name
-        if not pipeline.recipe.train.continue_from_production:
+        section = pipeline.recipe.train
+        if not section.continue_from_production or section.classifier is not None:
             return self._named_base()
         key = f"base/{model_name}/{self.prints['validate']}"
         pointer = pipeline.ledger.pointer(model_name, pipeline.recipe.deploy.alias)

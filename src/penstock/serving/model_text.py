@@ -8,7 +8,6 @@ by transformers' sandboxed Jinja environment.
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.errors import InvalidRequest, ServingError
+from penstock.hub import go_offline
 from penstock.prompt import Prompt
 from penstock.registry import require
 
@@ -24,16 +24,6 @@ from penstock.registry import require
 LOADING = threading.Lock()
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
-
-
-def go_offline() -> None:
-    """Keep the Hugging Face libraries off the network; call it before they are imported.
-
-    A served model is a local folder. Without this, loading one may ask the Hub
-    for files that the folder does not have, and wait for it.
-    """
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 @dataclass(frozen=True)

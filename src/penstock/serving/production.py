@@ -79,7 +79,7 @@ class LedgerPointers:
 
 def served(recipe: Recipe, store: Store, ledger: Ledger) -> tuple[Serve, Surroundings]:
     """What a gateway of this project serves, and what it works with."""
-    serve = recipe.serve.completed(recipe.model_name)
+    serve = recipe.served
     features: FeatureStore | None = None
     if recipe.features is not None:
         feature_store, options = recipe.plugin("features", recipe.features)

@@ -17,9 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from penstock.artifacts import digest_of, file_digest
+from penstock.classifier_section import HELD_OUT
 from penstock.errors import EvaluationError, RecipeError
 from penstock.evaluators.base import Evaluation, Evaluator, items_of
-from penstock.recipe import DEFAULT_EVALUATOR, HELD_OUT, Recipe, canonical
+from penstock.recipe import DEFAULT_EVALUATOR, Recipe, canonical
+from penstock.stages import classify
 from penstock.stages.base import Job, Pinned, Stage
 from penstock.stages.prepare import EXAMPLES, SPLIT, TOKENIZER, text_columns
 from penstock.tokenizer import load_tokenizer
@@ -93,13 +95,11 @@ def _run(job: Job) -> dict[str, Any]:
     trained = job.inputs["train"]
     digest = trained.summary["model_digest"]
     model = check_model(job.store.fetch(f"{trained.path}/{MODEL}", digest), digest)
-    tasks = job.recipe.evaluate.tasks
-    evaluation = _evaluation(job, model)
-    measures = evaluator(job.recipe)
-    versions = measures.versions()
-    with job.progress.track(f"evaluate {', '.join(tasks)}") as advance:
-        results = measures.run(evaluation, advance)
-    shutil.rmtree(job.folder / HELD_OUT, ignore_errors=True)
+    classifier = job.recipe.train.classifier
+    if classifier is None:
+        results, versions = _measure(job, model)
+    else:
+        results, versions = classify.measure(job, classifier, model)
     samples = results.get("samples", {})
     stable = {key: value for key, value in results.items() if key not in _VOLATILE}
     stable["model_name"] = job.inputs["train"].summary["model_digest"]
@@ -116,6 +116,17 @@ def _run(job: Job) -> dict[str, Any]:
         "model_digest": job.inputs["train"].summary["model_digest"],
         "versions": versions,
     }
+
+
+def _measure(job: Job, model: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What lm-eval says of a model that writes, and the versions of what computed it."""
+    evaluation = _evaluation(job, model)
+    measures = evaluator(job.recipe)
+    versions = measures.versions()
+    with job.progress.track(f"evaluate {', '.join(job.recipe.evaluate.tasks)}") as advance:
+        results = measures.run(evaluation, advance)
+    shutil.rmtree(job.folder / HELD_OUT, ignore_errors=True)
+    return results, versions
 
 
 STAGE = Stage("evaluate", 1, ("train", "prepare"), _settings, _run)

@@ -22,10 +22,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from penstock.artifacts import store_errors
+from penstock.classifier_section import HELD_OUT
+from penstock.encoder import max_tokens
 from penstock.engines.base import Engine, Prepared, Rows, StreamedRows, run_transforms
-from penstock.errors import PenstockError, SourceError
+from penstock.errors import PenstockError, RecipeError, SourceError
 from penstock.features.base import FeatureOptions
-from penstock.recipe import HELD_OUT, Prepare, Recipe, canonical
+from penstock.hub import fetch
+from penstock.recipe import Prepare, Recipe, canonical
 from penstock.stages.base import Base, Job, Pinned, Stage
 from penstock.stages.valid_rows import looks, valid_rows
 from penstock.stages.validate import valid_table
@@ -38,6 +41,7 @@ from penstock.tokenizer import (
 )
 from penstock.transforms.base import REMOVED_SCHEMA, ROW_ID
 from penstock.transforms.features import JoinFeatures
+from penstock.transforms.labelled import Labelled, LabelledOptions
 from penstock.transforms.preflight import check_chat, check_text, check_vocabulary
 from penstock.transforms.redact import COUNTS, REDACTED
 from penstock.transforms.tokenize import Tokenize, TokenizeOptions
@@ -70,6 +74,8 @@ def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
             section["features"].append(pinned.features)
     if pinned.base is not None:
         section["tokenizer"] = {"of": pinned.base.identity}
+    if (classifier := recipe.train.classifier) is not None:
+        section["classifier"] = {"text": classifier.text, "label": classifier.label}
     return section
 
 
@@ -99,7 +105,7 @@ def _prepared(job: Job, engine: Engine, scratch: Path) -> dict[str, Any]:
         cleaned = run_transforms(engine, _valid_rows(job), transforms, advance)
     num_kept = cleaned.num_rows - sum(cleaned.counts.values())
     folder = _tokenizer(job, cleaned.kept, num_kept)
-    tokenize = _tokenize(job.recipe, folder)
+    tokenize = _tokenize(job, folder)
     with store_errors(scratch), job.progress.track("tokenize") as advance:
         tokenized = run_transforms(engine, cleaned.kept, [tokenize], advance)
     redacted = _Redactions()
@@ -176,6 +182,8 @@ def _valid_rows(job: Job) -> StreamedRows:
 def _preflight(job: Job) -> None:
     """Refuse a tokenizer or a template that a model could not be trained with, before any work."""
     section, base = job.recipe.prepare, job.pinned.base
+    if job.recipe.train.classifier is not None:
+        return  # no vocabulary to fit, and nobody to chat with
     owner = "The new tokenizer" if base is None else f"The base model {base.label}"
     tokenizer = _throwaway(section) if base is None else _base_tokenizer(job, base)
     if base is not None:
@@ -214,15 +222,37 @@ def _tokenizer(job: Job, rows: Rows, num_rows: int) -> Path:
     return folder
 
 
-def _tokenize(recipe: Recipe, folder: Path) -> Tokenize | TokenizeText:
-    section = recipe.prepare
+def _tokenize(job: Job, folder: Path) -> Tokenize | TokenizeText | Labelled:
+    section, classifier = job.recipe.prepare, job.recipe.train.classifier
+    if classifier is not None:
+        limit = min(section.max_length, max_tokens(encoder_folder(job)))
+        return Labelled(
+            LabelledOptions(
+                folder=folder, text=classifier.text, label=classifier.label, max_length=limit
+            )
+        )
     if section.text_column is not None:
         return TokenizeText(TokenizeTextOptions(folder=folder, column=section.text_column))
     return Tokenize(TokenizeOptions(folder=folder, max_length=section.max_length))
 
 
+def encoder_folder(job: Job) -> Path:
+    """Where the files of a classifier's encoder are; those of the hub are fetched.
+
+    Raises:
+        RecipeError: The hub does not have them.
+    """
+    base = job.pinned.base
+    assert base is not None
+    if base.revision is None:
+        return Path(base.location)
+    return fetch(base.location, base.revision, RecipeError, "train", "encoder")
+
+
 def text_columns(recipe: Recipe) -> tuple[str, ...]:
     """The columns that a model reads."""
+    if recipe.train.classifier is not None:
+        return (recipe.train.classifier.text,)
     column = recipe.prepare.text_column
     return ("instruction", "response") if column is None else (column,)
 

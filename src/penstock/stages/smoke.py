@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def try_serving(recipe: Recipe, store: Store, folder: Path, digest: str) -> None
         RecipeError: There is no such backend, or it does something else.
         MissingExtra: What the backend needs is not installed here.
     """
-    served = recipe.serve.completed(recipe.model_name).of_registered(recipe.model_name)
+    served = recipe.served.of_registered(recipe.model_name)
     if served is None:
         return  # this recipe trains a model that another gateway serves
     name = served.backend_name
@@ -42,7 +43,14 @@ def try_serving(recipe: Recipe, store: Store, folder: Path, digest: str) -> None
     if served.task not in backend_class.capabilities:
         raise RecipeError(f"serve.models: the {name} backend cannot {served.task}.")
     cache = conversion(conversions(store), digest)
-    files = ModelFiles(folder, cache, served.options, recipe_folder=recipe.folder or Path())
+    files = ModelFiles(
+        folder,
+        cache,
+        served.options,
+        labels=tuple(served.labels),
+        task=served.task,
+        recipe_folder=recipe.folder or Path(),
+    )
     try:
         backend = backend_class(files)
         backend.load()
@@ -69,6 +77,9 @@ def _said(name: str, error: Exception) -> str:
 
 def _answer(backend: Any, files: ModelFiles, timeout_s: float) -> None:
     """One short greedy answer; an empty one counts, since what is said is the gate's matter."""
+    if files.task == "classify":
+        _run(_labelled(backend), timeout_s)
+        return
     text = files.text
     if text.tokenizer.chat_template:
         prompt = text.encode_chat([{"role": "user", "content": _PROMPT}])
@@ -77,11 +88,22 @@ def _answer(backend: Any, files: ModelFiles, timeout_s: float) -> None:
     request = Generation(prompt, _NUM_TOKENS, temperature=0.0)
 
     async def answer() -> None:
-        async with asyncio.timeout(timeout_s):
-            reasons = [chunk.finish_reason async for chunk in backend.generate(request)]
+        reasons = [chunk.finish_reason async for chunk in backend.generate(request)]
         if not reasons or reasons[-1] is None:
             raise ServingError("It ended its answer without saying why.")
 
+    _run(answer(), timeout_s)
+
+
+async def _labelled(backend: Any) -> None:
+    scores, _ = await backend.classify([_PROMPT])
+    if scores.shape != (1, len(backend.labels)):
+        raise ServingError(
+            f"It gave {scores.shape} probabilities for {len(backend.labels)} labels."
+        )
+
+
+def _run(answer: Coroutine[Any, Any, None], timeout_s: float) -> None:
     # A notebook has an event loop of its own in this thread.
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, answer()).result()
+        pool.submit(asyncio.run, asyncio.wait_for(answer, timeout_s)).result()

@@ -7,7 +7,6 @@ before; the launcher decides where the loop runs.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -25,9 +24,11 @@ from penstock.artifacts import (
     write_manifest,
 )
 from penstock.errors import RecipeError, TrainingError
+from penstock.hub import require_commit
 from penstock.launchers.base import Trained, Training
 from penstock.prompt import Prompt
 from penstock.recipe import Recipe, canonical
+from penstock.stages import classify
 from penstock.stages.base import Base, Job, Pinned, Stage
 from penstock.stages.blocks import BlockWriter, RowWriter, join_pieces
 from penstock.stages.prepare import EXAMPLES, SPLIT, TOKENIZER
@@ -46,6 +47,8 @@ def named_base(recipe: Recipe) -> Base | None:
     Raises:
         RecipeError: A folder without a model, or a hub name without a commit.
     """
+    if recipe.train.classifier is not None:
+        return classify.encoder_base(recipe, recipe.train.classifier)
     name, revision = recipe.train.base, recipe.train.base_revision
     if name == "scratch":
         return None
@@ -54,16 +57,7 @@ def named_base(recipe: Recipe) -> Base | None:
         return Base(label=name, identity=_folder_identity(folder), location=str(folder))
     if name.startswith((".", "/")) or name.count("/") > 1:
         raise RecipeError(f"train.base: there is no folder {folder}.")
-    if revision is None:
-        raise RecipeError(
-            f"train.base: {name!r} is a hub model without a pinned commit.",
-            "Set train.base_revision: a name alone may mean another model tomorrow.",
-        )
-    if re.fullmatch("[0-9a-f]{40}", revision) is None:
-        raise RecipeError(
-            f"train.base_revision: {revision!r} is not a commit: 40 hexadecimal digits.",
-            "A branch or tag may mean another commit tomorrow; the hub lists a model's commits.",
-        )
+    revision = require_commit(name, revision, "train.base", "train.base_revision")
     return Base(name, f"{name}@{revision}", name, revision)
 
 
@@ -83,6 +77,10 @@ def _folder_identity(folder: Path) -> str:
 
 
 def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
+    if recipe.train.classifier is not None:
+        assert pinned.base is not None
+        head = classify.settings(recipe.train.classifier)
+        return {"classifier": head, "seed": recipe.seed, "base": pinned.base.identity}
     section = canonical(recipe.train)
     for key in ("base", "base_revision", "continue_from_production"):
         section.pop(key)
@@ -106,6 +104,19 @@ def _settings(recipe: Recipe, pinned: Pinned) -> dict[str, Any]:
 
 
 def _run(job: Job) -> dict[str, Any]:
+    classifier = job.recipe.train.classifier
+    if classifier is None:
+        trained, num_train = _train(job)
+    else:
+        trained, num_train = classify.train_head(job, classifier)
+    digest = write_manifest(job.folder / MODEL)
+    (job.folder / "history.json").write_text(json.dumps(trained.history, indent=1))
+    mlflow_run = log_training(job.recipe, job.store, job.fingerprint, dict(job.settings), trained)
+    return _summary(job, trained, digest, num_train, mlflow_run)
+
+
+def _train(job: Job) -> tuple[Trained, int]:
+    """Train a model that writes; returns also how many rows it learned from."""
     scratch = job.folder / "scratch"
     scratch.mkdir()
     num_train, num_validation = _select(job, scratch)
@@ -127,10 +138,7 @@ def _run(job: Job) -> dict[str, Any]:
     prompt = Prompt.load(job.input_folder("prepare"))
     if prompt is not None:
         prompt.save(job.folder / MODEL)
-    digest = write_manifest(job.folder / MODEL)
-    (job.folder / "history.json").write_text(json.dumps(trained.history, indent=1))
-    mlflow_run = log_training(job.recipe, job.store, job.fingerprint, dict(job.settings), trained)
-    return _summary(job, trained, digest, num_train, mlflow_run)
+    return trained, num_train
 
 
 def _reconcile(job: Job) -> None:

@@ -19,12 +19,13 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from penstock.errors import ServingError
+from penstock.hub import go_offline
 from penstock.ledger import is_dead, this_process
 from penstock.registry import require
 from penstock.section import Section
 from penstock.serving.backends.base import Backend, Capability, Chunk, Generation, ModelFiles
 from penstock.serving.jobs import Job, JobQueue
-from penstock.serving.model_text import LOADING, ModelText, go_offline
+from penstock.serving.model_text import LOADING, ModelText
 
 # CTranslate2 computes a batch's common prompt length at once and replays the
 # rest of longer prompts token by token: this bounds the replay.

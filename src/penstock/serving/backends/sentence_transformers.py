@@ -1,152 +1,187 @@
-"""Embeddings by sentence-transformers, of unit length as OpenAI's are."""
+"""Embedding, reranking and classification by sentence-transformers.
+
+A folder with a cross-encoder reranks; any other model's vectors serve all three.
+Requests that come while a batch is computed share the next one.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import copy
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import ClassVar, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from penstock.errors import InvalidRequest, ServingError
-from penstock.registry import require
+from penstock.encoder import Encoder, Role, is_cross_encoder
+from penstock.errors import InvalidRequest, RecipeError, ServingError
+from penstock.head import ENCODER, Head, is_classifier
+from penstock.hub import go_offline
 from penstock.section import Section
-from penstock.serving.backends.base import Backend, Capability, ModelFiles
-from penstock.serving.model_text import go_offline
+from penstock.serving.backends.base import Backend, Capability, Floats, ModelFiles
+from penstock.serving.backends.cross_encoder import CrossEncoder, Pair
+from penstock.serving.batching import Batches
+from penstock.serving.model_text import LOADING
 
-Vectors = NDArray[np.float32]
+Counted = TypeVar("Counted", str, Pair)
 
-
-@dataclass
-class _Waiting:
-    """A request whose texts have not been embedded yet."""
-
-    texts: list[str]
-    answer: asyncio.Future[Vectors]
+# Counting tokens of so much text takes 1 ms; more of it is counted in another
+# thread, since the event loop has other requests to look after.
+_SHORT_CHARS = 8_000
 
 
 class SentenceTransformersOptions(Section):
     """What a recipe may set."""
 
-    max_batch: int = Field(32, ge=1, description="Texts in a batch.")
+    max_batch: int = Field(32, ge=1, description="Texts or pairs in a batch.")
+    template: str = Field(
+        "This text is about {}.",
+        description="Of a classifier without a trained head: a label's words in a sentence.",
+    )
+    temperature: float = Field(
+        0.05,
+        gt=0,
+        description="Of such a classifier: probabilities are the softmax of cosine / temperature.",
+    )
+
+    @field_validator("template")
+    @classmethod
+    def _has_a_place(cls, template: str) -> str:
+        if template.count("{}") != 1:
+            raise ValueError(f"template {template!r}: needs one {{}}, where the label goes")
+        return template
 
 
 class SentenceTransformersBackend(Backend):
-    """One embedding model; requests that come while it computes share the next batch."""
+    """One model: a cross-encoder, or an encoder, with a head if it classifies."""
 
     Options = SentenceTransformersOptions
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({"embed"})
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({"embed", "rerank", "classify"})
 
     def __init__(self, files: ModelFiles) -> None:
         self._files = files
-        options = SentenceTransformersOptions.model_validate(files.options)
-        self._max_batch = options.max_batch
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sentence-transformers")
-        self._waiting: list[_Waiting] = []
-        self._working: asyncio.Task[None] | None = None
-        self._model: Any = None
+        self._options = SentenceTransformersOptions.model_validate(files.options)
+        self._encoder: Encoder | None = None
+        self._pairs: CrossEncoder | None = None
+        self._head: Head | None = None
+        size = self._options.max_batch
+        self._texts_line: Batches[str] = Batches(self._encode, size, "encoder")
+        self._pairs_line: Batches[Pair] = Batches(self._score, size, "cross-encoder")
 
     def load(self) -> None:
-        """Load the model and embed a word."""
+        """Load the model and compute something with it."""
         go_offline()
-        sentence_transformers = require("sentence_transformers", "serve")
         try:
-            self._model = sentence_transformers.SentenceTransformer(
-                str(self._files.path),
-                device="cpu",
-                local_files_only=True,
-                trust_remote_code=False,
-                model_kwargs={"use_safetensors": True},
-            )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise ServingError(
-                f"sentence-transformers cannot load {self._files.path}: {error}"
-            ) from error
-        # Its own copy: the model's switches truncation on in the computing thread.
-        self._counter = copy.deepcopy(self._model.tokenizer)
-        self._num_tokens(["warm"])
-        self._encode(["warm"])
+            with LOADING:
+                self._load()
+        except RecipeError as error:
+            raise ServingError(error.message, error.hint) from error
 
-    async def embed(self, texts: list[str]) -> tuple[Vectors, int]:
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the head tells apart."""
+        return self._head.labels if self._head else ()
+
+    async def embed(self, texts: list[str]) -> tuple[Floats, int]:
         """Embed texts, together with those of other requests."""
-        lengths = await asyncio.to_thread(self._num_tokens, texts)
-        limit = self._model.max_seq_length
-        for index, length in enumerate(lengths):
-            if length > limit:
-                # The library would cut it off and embed the beginning only.
-                raise InvalidRequest(
-                    f"Text {index} has {length} tokens; this model reads {limit}.",
-                    "Split the text.",
-                    "input",
-                )
-        waiting = _Waiting(texts, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
-        if self._working is None or self._working.done():
-            self._working = asyncio.create_task(self._work())
-        return await waiting.answer, sum(lengths)
+        return await self._vectors(texts, "text", "input")
+
+    async def rerank(self, query: str, documents: list[str]) -> tuple[Floats, int]:
+        """Score documents: by the cross-encoder, or by (1 + cosine) / 2 of vectors."""
+        if self._pairs is not None:
+            pairs = [(query, document) for document in documents]
+            lengths = await _counted(self._pairs.num_tokens, pairs, self._pairs.limit, "documents")
+            return await self._pairs_line.ask(pairs, lengths), sum(lengths)
+        asked, found = await asyncio.gather(
+            self._vectors([query], "query", "query"),
+            self._vectors(documents, "document", "documents"),
+        )
+        scores = (1 + found[0] @ asked[0][0]) / 2
+        return np.clip(scores, 0, 1).astype(np.float32), asked[1] + found[1]
+
+    async def classify(self, texts: list[str]) -> tuple[Floats, int]:
+        """Probabilities of the labels for each text."""
+        if self._head is None:
+            raise self._cannot("classify")
+        vectors, num_tokens = await self._vectors(texts, "text", "input")
+        return self._head.probabilities(vectors), num_tokens
 
     def close(self) -> None:
         """Free the model."""
-        self._thread.shutdown()
-        self._model = None
+        self._texts_line.close()
+        self._pairs_line.close()
+        self._encoder = self._pairs = None
 
-    def _num_tokens(self, texts: list[str]) -> list[int]:
-        encoded = self._counter(texts, truncation=False, padding=False)
-        return [len(ids) for ids in encoded["input_ids"]]
+    def _load(self) -> None:
+        folder, task = self._files.path, self._files.task
+        if is_cross_encoder(folder):
+            if task != "rerank":
+                raise ServingError(f"{folder} is a cross-encoder: it cannot {task}, only rerank.")
+            self._pairs = CrossEncoder.load(folder)
+            return
+        trained = is_classifier(folder)
+        self._encoder = Encoder.load(folder / ENCODER if trained else folder)
+        if task == "classify":
+            self._head = self._trained_head() if trained else self._zero_shot(self._encoder)
 
-    async def _work(self) -> None:
-        """Embed what waits, batch after batch, until nothing does."""
-        loop = asyncio.get_running_loop()
-        while batch := self._next_batch():
-            texts = [text for waiting in batch for text in waiting.texts]
-            try:
-                vectors = await loop.run_in_executor(self._thread, self._encode, texts)
-            except Exception as error:
-                _fail(batch, error)
-            else:
-                _hand_out(batch, vectors)
+    def _trained_head(self) -> Head:
+        head = Head.load(self._files.path)
+        if self._files.labels:
+            raise ServingError(
+                f"{self._files.path} was trained to tell {', '.join(head.labels)} apart.",
+                "Leave out `labels`: they are for a classifier that nobody trained.",
+            )
+        return head
 
-    def _next_batch(self) -> list[_Waiting]:
-        """Whole requests, first come first served, up to a batch of texts but at least one."""
-        batch: list[_Waiting] = []
-        num_texts = 0
-        while self._waiting:
-            waiting = self._waiting[0]
-            if batch and num_texts + len(waiting.texts) > self._max_batch:
-                break
-            self._waiting.pop(0)
-            if not waiting.answer.done():
-                batch.append(waiting)
-                num_texts += len(waiting.texts)
-        return batch
+    def _zero_shot(self, encoder: Encoder) -> Head:
+        labels = self._files.labels
+        if len(set(labels)) < max(2, len(labels)):
+            raise ServingError(
+                f"A classifier needs at least two labels, each once; received {list(labels)}.",
+                "Name them under `labels`, or serve a version with a trained head.",
+            )
+        words = [self._options.template.replace("{}", label) for label in labels]
+        return Head.zero_shot(labels, encoder.encode(words), self._options.temperature)
 
-    def _encode(self, texts: list[str]) -> Vectors:
-        vectors: Vectors = self._model.encode(
-            texts,
-            batch_size=self._max_batch,
-            convert_to_numpy=True,
-            normalize_embeddings=True,
-            show_progress_bar=False,
+    async def _vectors(self, texts: list[str], role: Role, param: str) -> tuple[Floats, int]:
+        encoder = self._encoder
+        if encoder is None:
+            raise self._cannot("embed")
+        role = encoder.role(role)
+        lengths = await _counted(
+            partial(encoder.num_tokens, role=role), texts, encoder.limit, param
         )
-        return np.asarray(vectors, dtype=np.float32)
+        return await self._texts_line.ask(texts, lengths, role), sum(lengths)
+
+    def _encode(self, role: Role, texts: list[str]) -> Floats:
+        assert self._encoder is not None
+        return self._encoder.encode(texts, role, self._options.max_batch)
+
+    def _score(self, _: object, pairs: list[Pair]) -> Floats:
+        assert self._pairs is not None
+        return self._pairs.score(pairs, self._options.max_batch)
 
 
-def _hand_out(batch: list[_Waiting], vectors: Vectors) -> None:
-    start = 0
-    for waiting in batch:
-        end = start + len(waiting.texts)
-        if not waiting.answer.done():
-            waiting.answer.set_result(vectors[start:end])
-        start = end
+async def _counted(
+    count: Callable[[list[Counted]], list[int]], items: list[Counted], limit: int, param: str
+) -> list[int]:
+    """Tokens of each item.
+
+    Raises:
+        InvalidRequest: One has too many: the library would cut it and read its beginning only.
+    """
+    short = _num_chars(items) <= _SHORT_CHARS
+    lengths = count(items) if short else await asyncio.to_thread(count, items)
+    for index, length in enumerate(lengths):
+        if length > limit:
+            raise InvalidRequest(
+                f"Text {index} has {length} tokens; this model reads {limit}.",
+                "Split the text.",
+                param,
+            )
+    return lengths
 
 
-def _fail(batch: list[_Waiting], error: Exception) -> None:
-    for waiting in batch:
-        if not waiting.answer.done():
-            failure = ServingError("The embedding model failed.")
-            failure.__cause__ = error
-            waiting.answer.set_exception(failure)
+def _num_chars(items: Sequence[str | Pair]) -> int:
+    return sum(len(item) if isinstance(item, str) else len("".join(item)) for item in items)

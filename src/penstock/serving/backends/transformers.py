@@ -13,11 +13,12 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from penstock.errors import ServingError
+from penstock.hub import go_offline
 from penstock.registry import require
 from penstock.section import Section
 from penstock.serving.backends.base import Backend, Capability, Chunk, Generation, ModelFiles
 from penstock.serving.jobs import Job, JobQueue
-from penstock.serving.model_text import LOADING, ModelText, go_offline
+from penstock.serving.model_text import LOADING, ModelText
 
 # Shorter prompts are padded to the longest of their batch.
 _MAX_SPREAD_TOKENS = 64
