@@ -54,7 +54,7 @@ def test_all_that_is_known_of_a_request_is_in_its_trace(tracer, receiver):
         temperature=0.0,
         finish_reason="stop",
         stream=True,
-        prompt="Mail ann@example.org",
+        prompt=[{"role": "user", "content": "Mail ann@example.org"}],
         answer="Yes.",
     )
     known.computing_s, known.first_token_s = 10.0, 10.5
