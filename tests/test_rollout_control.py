@@ -294,3 +294,20 @@ def test_a_controller_in_a_thread_finds_new_rollouts_by_itself(world):
         assert done.wait(20)
     assert world.serving == 2
     assert world.ledger.live_claims() == []
+
+
+def test_a_score_finds_the_draw_of_its_answer_and_counts_once(world):
+    begun = world.start()
+    drawn = [
+        Observed("challenger", 0.1, 0, error=False, answer_s=0.5, response="a" * 32),
+        Observed("challenger", 0.1, 0, error=True, response="b" * 32),
+    ]
+    world.rollouts.observe(begun.id, "gateway", 1, drawn)
+    assert world.rollouts.score("a" * 32, 1.0)
+    assert world.rollouts.score("a" * 32, 0.0)
+    # The champion answered for the challenger, and a stranger's answer is nobody's.
+    assert not world.rollouts.score("b" * 32, 0.0)
+    assert not world.rollouts.score("c" * 32, 0.0)
+    assert not world.rollouts.score('%"', 0.0)
+    arms = status(world.rollouts, begun).evidence["arms"]
+    assert (arms["challenger"]["scored"], arms["champion"]["scored"]) == (1, 0)

@@ -141,6 +141,7 @@ class Observed:
         answer_s: Time from the draw to the whole answer.
         score: In [0, 1].
         conversation: A digest of its name; of a conversation only the first draw counts.
+        response: The end of the answer's id, by which a score finds the draw later.
     """
 
     arm: ArmName
@@ -152,6 +153,7 @@ class Observed:
     answer_s: float | None = None
     score: float | None = None
     conversation: str | None = None
+    response: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """What is known, as JSON values."""

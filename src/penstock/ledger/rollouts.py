@@ -309,6 +309,44 @@ class Rollouts:
         """
         return self.observe(rollout_id, f"scores/{uuid.uuid4().hex}", 0, list(scores))
 
+    def score(self, response: str, score: float) -> bool:
+        """Let a score of an answer count in the trial that the answer was part of.
+
+        Of each answer the first score counts, and none where another version answered
+        for the one that was drawn.
+
+        Args:
+            response: The end of the answer's id, 32 hex digits.
+            score: In [0, 1].
+
+        Returns:
+            Whether there was such an answer, in a trial that is still open.
+        """
+        for rollout_id, seen in self._open_draws(response):
+            if not seen.error:
+                told = score_of(seen.arm, score, seen.share, seen.step, seen.conversation)
+                return self.observe(rollout_id, f"score/{response}", 0, [told])
+        return False
+
+    def _open_draws(self, response: str) -> list[tuple[str, Observed]]:
+        """What open rollouts have observed of an answer."""
+        query = (
+            sa.select(_OBSERVATIONS.c.rollout, _OBSERVATIONS.c.observed)
+            .join(_TABLE, _TABLE.c.id == _OBSERVATIONS.c.rollout)
+            .where(
+                _TABLE.c.open_for.is_not(None),
+                _OBSERVATIONS.c.observed.contains(f'"response":"{response}"', autoescape=True),
+            )
+        )
+        with self._database.read() as connection:
+            found = connection.execute(query).all()
+        return [
+            (rollout, Observed.from_dict(one))
+            for rollout, batch in found
+            for one in json.loads(batch)
+            if one.get("response") == response
+        ]
+
     def still(self, rollout: Rollout) -> Callable[[sa.Connection], bool]:
         """A condition: the rollout has not moved since, and does not while the condition counts."""
 

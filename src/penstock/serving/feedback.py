@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock.day_tables import RESPONSE_ID
-from penstock.errors import InvalidRequest, NotFound
+from penstock.errors import InvalidRequest, NotFound, PenstockError
 from penstock.monitoring.feedback import FeedbackBook
 from penstock.opinions import OpinionKind
 from penstock.serving.answering import json_response
@@ -22,6 +23,8 @@ from penstock.serving.gateway import Gateway
 from penstock.serving.replies import to_json
 from penstock.serving.requests import FeedbackRequest, parse
 from penstock.serving.response_id import parse_response_id
+
+logger = logging.getLogger(__name__)
 
 # Clocks of gateways may differ by so much.
 _CLOCK_SKEW_S = 300
@@ -35,11 +38,19 @@ class FeedbackDesk:
         book: Where it is kept.
         model_of: The name of the registered model whose digest begins so; None if there
             is none. May block.
+        score: Lets the score of an answer count in the trial that it was part of, if
+            any: the end of its id, and the score. May block.
     """
 
-    def __init__(self, book: FeedbackBook, model_of: Callable[[str], str | None]) -> None:
+    def __init__(
+        self,
+        book: FeedbackBook,
+        model_of: Callable[[str], str | None],
+        score: Callable[[str, float], object] | None = None,
+    ) -> None:
         self.book = book
         self._model_of = model_of
+        self._score = score
         self._known: dict[str, str] = {}
 
     async def model_of(self, response_id: str, gateway: Gateway) -> str:
@@ -67,6 +78,15 @@ class FeedbackDesk:
             self._known[prefix] = model
         return model
 
+    async def count(self, response_id: str, scores: Sequence[float]) -> None:
+        """Let scores count in a trial; what goes wrong is logged, for the feedback is kept."""
+        if self._score is None or not scores:
+            return
+        try:
+            await asyncio.to_thread(self._score, response_id.rpartition("-")[2], scores[-1])
+        except PenstockError as error:
+            logger.warning("A score does not count in a trial: %s", error)
+
 
 def _served(digest_prefix: str, gateway: Gateway) -> str | None:
     for name, model in gateway.models.items():
@@ -92,6 +112,8 @@ async def feedback(request: Request) -> Response:
     await desk.book.keep(
         [{**common, "kind": kind, "score": score, "text": text} for kind, score, text in opinions]
     )
+    scores = [score for _, score, _ in opinions if score is not None]
+    gateway.keep(asyncio.create_task(desk.count(given.response_id, scores)))
     kinds = [kind for kind, _, _ in opinions]
     for kind in kinds:
         thumb = given.thumb or "" if kind == "thumb" else ""

@@ -107,7 +107,8 @@ def _desk(traffic: Traffic, log: LogConfig | None, ledger: Ledger) -> FeedbackDe
 
     redact = log is None or log.redact
     retention_days = None if log is None else log.retention_days
-    return FeedbackDesk(FeedbackBook(traffic.feedback, redact, retention_days), model_of)
+    book = FeedbackBook(traffic.feedback, redact, retention_days)
+    return FeedbackDesk(book, model_of, Rollouts(ledger.database).score)
 
 
 def serve_production(pipeline: Pipeline, command: Sequence[str]) -> None:

@@ -177,6 +177,7 @@ def observed(draw: Draw, facts: Facts, is_last: bool) -> Observed:
         draw.step,
         error=error,
         conversation=None if draw.conversation is None else conversation_digest(draw.conversation),
+        response=None if facts.response_id is None else facts.unique,
     )
     if error or (facts.status >= 400 and facts.status != CLIENT_LEFT):
         return seen
