@@ -193,8 +193,8 @@ def _options(seam: str, title: str) -> Iterator[str]:
             continue
         yield f"### {title} `{name}`\n"
         yield f"{_first_sentence(adapter)}\n"
-        # Where a training runs does not matter for what it is.
-        yield _table(_keys_of(fields, "", enters=seam != "launchers"))
+        # Where a training runs does not matter for what it is, nor how it is served.
+        yield _table(_keys_of(fields, "", enters=seam not in ("launchers", "backends")))
 
 
 def _first_sentence(adapter: Any) -> str:

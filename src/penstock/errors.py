@@ -31,6 +31,7 @@
         |-- Overloaded  transient HTTP 429
         |-- RateLimited           HTTP 429      a key asks more often than it may
         |-- InsufficientQuota     HTTP 429      a key's budget does not reach
+        |-- ReplicaLost transient HTTP 503      one copy of a model ended; others answer
         `-- NotReady    transient HTTP 503
 
 An error says what was received, what is valid and what to do next: the first
@@ -40,6 +41,8 @@ hint without a traceback and exits with ``exit_code``.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class PenstockError(Exception):
@@ -57,6 +60,14 @@ class PenstockError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors come back whole from other processes, whatever their class asks for."""
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[PenstockError], args: tuple[Any, ...]) -> PenstockError:
+    return kind.__new__(kind, *args)
 
 
 class RecipeError(PenstockError):
@@ -253,6 +264,14 @@ class InsufficientQuota(ServingError):
     def __init__(self, message: str, hint: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(message, hint)
         self.retry_after_s = retry_after_s
+
+
+class ReplicaLost(ServingError):
+    """One of several copies of a model ended while it answered; another may be asked."""
+
+    status = 503
+    code = "replica_lost"
+    transient = True
 
 
 class NotReady(ServingError):

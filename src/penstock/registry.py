@@ -75,6 +75,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     },
     "backends": {
         "ctranslate2": "penstock.serving.backends.ctranslate2:CTranslate2Backend",
+        "ray_serve": "penstock.serving.backends.ray_serve:RayServeBackend",
         "transformers": "penstock.serving.backends.transformers:TransformersBackend",
         "sentence_transformers": (
             "penstock.serving.backends.sentence_transformers:SentenceTransformersBackend"

@@ -1,39 +1,23 @@
-"""Transforms on Ray Data: on all cores of this machine, or on a cluster.
-
-Without an address a Ray of our own is started, which listens on this machine
-only, keeps its files in one temporary folder, and ends with this process.
-"""
+"""Transforms on Ray Data: on all cores of this machine, or on a cluster."""
 
 from __future__ import annotations
 
 import importlib
 import logging
-import os
-import secrets
-import shutil
-import socket
-import tempfile
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import psutil
 import pyarrow as pa
 from pydantic import Field
 
 from penstock.engines.parcels import BUCKET_BYTES, PARCEL_BYTES, ParcelEngine, ParcelOptions, Work
 from penstock.errors import EngineError, PenstockError
+from penstock.ray_process import JoinedRay
 from penstock.registry import require
 from penstock.sources.base import AnyOptions, Place
 
-# Set before Ray is imported: it reports usage, and writes a token under the home
-# folder, unless told otherwise. A token that is only in the environment is enough.
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-}
+_HINT = "Check prepare.engine.address and RAY_ADDRESS, or leave both out to start Ray here."
 
 
 class RayOptions(ParcelOptions):
@@ -74,7 +58,9 @@ class RayEngine(ParcelEngine):
         bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         super().__init__(scratch, parcel_bytes, bucket_bytes)
-        self._own = _Ray(address or os.environ.get("RAY_ADDRESS"), num_cpus)
+        self._own = JoinedRay(address, num_cpus, EngineError, _HINT)
+        require("ray.data", "ray")
+        _set_up(self._own.ray)
 
     def close(self) -> None:
         """End the Ray that was started here; leave any other as it is."""
@@ -94,86 +80,15 @@ class RayEngine(ParcelEngine):
             raise _plain(error) from error
 
 
-class _Ray:
-    """The Ray of this process: started here, or found.
-
-    One that was started here ends with this object or with the process.
-    """
-
-    def __init__(self, address: str | None, num_cpus: int | None) -> None:
-        os.environ |= {key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()}
-        self.ray: Any = require("ray", "ray")
-        require("ray.data", "ray")
-        self._end: Callable[[], Any] = lambda: None
-        if not self.ray.is_initialized():
-            self._join(address, num_cpus)
-        context = self.ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        # Parcels are few and large: sorting them is nothing, and Ray's newer
-        # shuffles start actors that cost seconds each time.
-        strategies = importlib.import_module("ray.data.context").ShuffleStrategy
-        context.shuffle_strategy = strategies.SORT_SHUFFLE_PULL_BASED
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-    def stop(self) -> None:
-        """Leave Ray; one that was started here ends."""
-        self._end()
-
-    def _join(self, address: str | None, num_cpus: int | None) -> None:
-        own = address is None or address == "local"
-        # Short: the sockets' paths in it may have 107 characters.
-        folder = _folder() if own else None
-        self._end = weakref.finalize(self, _leave, self.ray, folder)
-        where: dict[str, Any] = {"address": address}
-        if folder is not None:
-            where = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
-            where["_temp_dir"] = str(folder)
-            _give_token()
-        try:
-            if folder is None:
-                _check_open(str(address))
-            self.ray.init(logging_level=logging.ERROR, log_to_driver=False, **where)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            self.stop()
-            raise EngineError(
-                f"Ray at {where['address']} cannot be used: {str(error).splitlines()[0]}",
-                "Check prepare.engine.address and RAY_ADDRESS, or leave both out to "
-                "start Ray here.",
-            ) from error
-
-
-def _folder() -> Path:
-    """A folder for a Ray of our own; those of processes that were killed go."""
-    for path in Path(tempfile.gettempdir()).glob("pen-ray-*-*"):
-        pid = path.name.split("-")[2]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"pen-ray-{os.getpid()}-"))
-
-
-def _check_open(address: str) -> None:
-    """Ray itself tries for minutes; whether anybody is there is known at once.
-
-    Raises:
-        OSError: Nobody is.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
-def _leave(ray: Any, folder: Path | None) -> None:
-    if ray.is_initialized():
-        ray.shutdown()
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _give_token() -> None:
-    """Let a Ray of our own have a token that no file holds, unless there is one."""
-    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"} & set(os.environ):
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+def _set_up(ray: Any) -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # Parcels are few and large: sorting them is nothing, and Ray's newer
+    # shuffles start actors that cost seconds each time.
+    strategies = importlib.import_module("ray.data.context").ShuffleStrategy
+    context.shuffle_strategy = strategies.SORT_SHUFFLE_PULL_BASED
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _plain(error: Exception) -> PenstockError:

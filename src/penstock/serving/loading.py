@@ -101,6 +101,7 @@ class Loader:
             ),
             model.max_concurrency or self.serve.max_concurrency,
             self.folder or Path(),
+            self.serve.request_timeout_s,
         )
 
     def _load(self, served: ServedVersion, files: ModelFiles) -> Route:

@@ -8,7 +8,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from penstock.errors import ContextExceeded, NotReady, Overloaded, ServingError, Timeout
+from penstock.errors import (
+    ContextExceeded,
+    NotReady,
+    Overloaded,
+    ReplicaLost,
+    ServingError,
+    Timeout,
+)
 from penstock.monitoring.metrics import ServingMetrics
 from penstock.serving.facts import Facts, FailedTry
 from penstock.serving.http_errors import internal_error
@@ -113,7 +120,8 @@ async def judged(route: Route) -> AsyncIterator[None]:
     try:
         yield
     except ServingError as error:
-        if error.status >= 500 and not isinstance(error, NotReady):
+        # A copy that ended says nothing of the others; all that it was busy with fail at once.
+        if error.status >= 500 and not isinstance(error, NotReady | ReplicaLost):
             route.breaker.failed()
         raise
     except Exception as error:

@@ -12,7 +12,7 @@ from penstock import registry
 from penstock.conversions import conversion, conversions
 from penstock.errors import MissingExtra, PenstockError, RecipeError, ServingError
 from penstock.recipe import Recipe
-from penstock.serving.backends.base import Generation, ModelFiles
+from penstock.serving.backends.base import Generation, ModelFiles, Scaling
 from penstock.store import Store
 
 _PROMPT = "Hello"
@@ -47,8 +47,10 @@ def try_serving(recipe: Recipe, store: Store, folder: Path, digest: str) -> None
         folder,
         cache,
         served.options,
+        label=f"trial-{digest[:8]}",
         labels=tuple(served.labels),
         task=served.task,
+        scaling=Scaling(num_cpus=served.resources.num_cpus, num_gpus=served.resources.num_gpus),
         recipe_folder=recipe.folder or Path(),
     )
     try:

@@ -125,6 +125,7 @@ class ModelFiles:
         scaling: Copies and what they take.
         max_concurrency: The gateway sends at most this many requests at once.
         recipe_folder: Where relative paths in options start.
+        longest_answer_s: The gateway waits for no answer longer than this.
     """
 
     folder: Path | None
@@ -137,6 +138,7 @@ class ModelFiles:
     scaling: Scaling = Scaling()
     max_concurrency: int = 16
     recipe_folder: Path = Path()
+    longest_answer_s: float = 60.0
 
     @property
     def path(self) -> Path:

@@ -179,7 +179,14 @@ class CTranslate2Backend(Backend):
 
 
 def _num_cores() -> int:
-    """Cores this process may use, which in a container are fewer than the machine's."""
+    """Cores this process may use: fewer than the machine's in a container or a worker of Ray."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdecimal() and int(limit) > 0:
+        return min(int(limit), _num_allowed())
+    return _num_allowed()
+
+
+def _num_allowed() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
