@@ -64,7 +64,7 @@ def postgres_server():
         server.__exit__(None, None, None)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def ledger_url(request, tmp_path):
     """The address of an empty database of each kind a ledger may live in."""
     if request.param == "sqlite":

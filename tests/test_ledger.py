@@ -762,6 +762,7 @@ def reads_and_writes(ledger):
     ]
 
 
+@pytest.mark.slow
 def test_a_database_that_went_away_is_a_ledger_error_whatever_is_asked(postgres_server):
     url = postgres_server.new_database()
     name = sa.make_url(url).database
@@ -775,6 +776,7 @@ def test_a_database_that_went_away_is_a_ledger_error_whatever_is_asked(postgres_
     ledger.close()
 
 
+@pytest.mark.slow
 def test_a_connection_that_was_cut_is_made_again(postgres_server):
     url = postgres_server.new_database()
     name = sa.make_url(url).database
@@ -787,6 +789,7 @@ def test_a_connection_that_was_cut_is_made_again(postgres_server):
     ledger.close()
 
 
+@pytest.mark.slow
 def test_a_claim_is_given_back_quietly_when_the_database_is_gone(postgres_server):
     url = postgres_server.new_database()
     ledger = Ledger(url)

@@ -168,12 +168,14 @@ def test_private_twins_are_held_out_together():
         assert docs_source.is_held_out(name) == docs_source.is_held_out(twin), name
 
 
+@pytest.mark.slow
 def test_held_out_modules_are_never_rows(standard_library):
     modules = {row["module"] for row in standard_library}
     assert len(modules) > 200
     assert not any(map(docs_source.is_held_out, modules))
 
 
+@pytest.mark.slow
 def test_the_standard_library_meets_the_recipes_contract(standard_library):
     bad = [row for row in standard_library if row["quality_score"] < 0.6]
     assert 0 < len(bad) < 0.05 * len(standard_library)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from penstock.launchers.batches import Order, Shares, WithFiller
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(
     num_rows=st.integers(1, 60),
     batch_size=st.integers(1, 20),

@@ -43,7 +43,7 @@ class Database:
         return self._engine.connect()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def database(request, tmp_path):
     if request.param == "sqlite":
         return Database(f"sqlite:///{tmp_path / 'shop.db'}")
@@ -498,10 +498,15 @@ def test_a_connection_that_breaks_while_rows_are_read_is_an_outage(postgres, tmp
 
 
 @pytest.mark.parametrize(
-    "change", [{"url": "/nowhere?"}, {"table": "nowhere"}, {"query": "SELECT 1 / 0 AS id"}]
+    ("database", "change"),
+    [
+        ("nowhere", {}),
+        ("postgres", {"table": "nowhere"}),
+        ("postgres", {"query": "SELECT 1 / 0 AS id"}),
+    ],
 )
-def test_what_a_server_refuses_is_no_outage(postgres, tmp_path, change):
-    postgres.url = postgres.url.replace("/postgres?", change.get("url", "/postgres?"), 1)
+def test_what_a_server_refuses_is_no_outage(postgres, tmp_path, database, change):
+    postgres.url = postgres.url.replace("/postgres?", f"/{database}?", 1)
     with pytest.raises(SourceError) as error:
         source(postgres, tmp_path, cursor="id", **change).snapshot()
     assert not error.value.transient
