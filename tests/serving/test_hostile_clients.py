@@ -150,7 +150,7 @@ def test_a_prompt_of_a_megabyte_is_refused_and_others_go_on(gateway):
 
 def test_a_stream_that_nobody_reads_is_ended_and_its_slot_freed(gateway, events, monkeypatch):
     monkeypatch.setattr(exchange, "_LAST_WORDS_S", 0.2)
-    server = gateway(request_timeout_s=1.0, max_concurrency=1)
+    server = gateway(request_timeout_s=3.0, max_concurrency=1)
     body = json.dumps({"model": "penny", "prompt": "flood", "stream": True}).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
     with socket.socket() as client:
