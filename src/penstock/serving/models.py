@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from penstock.errors import PenstockError
+from penstock.errors import PenstockError, ServingError
 from penstock.monitoring.metrics import ServingMetrics
 from penstock.serve_section import ModelConfig
 from penstock.serving.admission import Admission
@@ -123,6 +123,10 @@ class ServedModel:
         except PenstockError as error:
             logger.error("%s cannot be loaded: %s %s", self.name, error.message, error.hint)
             self._on_fatal(error)
+        except Exception as error:
+            logger.exception("%s cannot be loaded", self.name)
+            kind = type(error).__name__
+            self._on_fatal(ServingError(f"{self.name} cannot be loaded: {kind}: {error}"))
         else:
             self.table.swap(route)
             self._metrics.show_served(self.name, "champion", route.served)
