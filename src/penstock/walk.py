@@ -514,8 +514,11 @@ class Walk:
         recipe = self.pipeline.recipe
         pointer = self.pipeline.ledger.pointer(recipe.model_name, recipe.deploy.alias)
         version = pointer.version if pointer else "none"
-        if "rollout" in self.found["deploy"].summary:
-            return "SUCCEEDED", deploy.trial(self.pipeline.ledger, self.found["deploy"])
+        deployed = self.found.get(
+            "deploy"
+        )  # another run may have deployed, and this one skipped it
+        if deployed is not None and "rollout" in deployed.summary:
+            return "SUCCEEDED", deploy.trial(self.pipeline.ledger, deployed)
         return "SUCCEEDED", f"{recipe.model_name} version {version} is in {recipe.deploy.alias}"
 
 

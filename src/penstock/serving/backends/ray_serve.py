@@ -51,6 +51,9 @@ _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|MissingExtra|Interrupt)\b.*:")
 
 logger = logging.getLogger(__name__)
 
+# Ray notes in one global of the process what it pickles by value, for each description.
+_DESCRIBING = threading.Lock()
+
 
 class InsideConfig(Plugin):
     """The backend that computes in each copy."""
@@ -258,6 +261,10 @@ class RayServeBackend(Backend):
         return "" if status.status == "RUNNING" else f"{status.status.value} {_reason(status)}"
 
     def _run(self, cluster: Cluster) -> None:
+        with _DESCRIBING:
+            self._run_alone(cluster)
+
+    def _run_alone(self, cluster: Cluster) -> None:
         scaling, options = self._files.scaling, self._options
         most = options.max_ongoing_requests or self._files.max_concurrency
         deployment = cluster.serve.deployment(Replica).options(
