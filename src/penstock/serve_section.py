@@ -254,12 +254,33 @@ class Serve(Section):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Serve:
+        if self.routes and not self.models:
+            raise ValueError("routes: name the models that they choose from under serve.models")
         for where, name in self._mentioned():
-            if self.models and name not in self.models:
+            if name not in self.models:
                 raise ValueError(f"{where}: there is no model {name!r} under serve.models")
         if both := self.models.keys() & self.routes.keys():
             raise ValueError(f"routes: {min(both)!r} is a model's name already")
         return self
+
+    @model_validator(mode="after")
+    def _who_stands_in_does_the_same(self) -> Serve:
+        for name, model in self.models.items():
+            self._check_tasks(f"models.{name}.fallbacks", {name, *model.fallbacks})
+        for name, route in self.routes.items():
+            self._check_tasks(f"routes.{name}", route.targets)
+            if route.classifier and self.models[route.classifier].task != "classify":
+                raise ValueError(
+                    f"routes.{name}.classifier: {route.classifier!r} does not classify"
+                )
+        return self
+
+    def _check_tasks(self, where: str, names: set[str]) -> None:
+        tasks = {self.models[name].task for name in names}
+        if len(tasks) > 1:
+            raise ValueError(
+                f"{where}: these models do different things: {', '.join(sorted(tasks))}"
+            )
 
     def _mentioned(self) -> Iterator[tuple[str, str]]:
         for name, model in self.models.items():

@@ -42,6 +42,15 @@ def test_models_that_are_named_are_the_only_ones():
         ({"models": {"m": {"fallbacks": ["x"]}}}, "no model 'x'"),
         ({"models": {"m": {}}, "routes": {"r": {"to": "x"}}}, "no model 'x'"),
         ({"models": {"m": {}}, "routes": {"m": {"to": "m"}}}, "a model's name already"),
+        ({"routes": {"r": {"to": "m"}}}, "name the models"),
+        (
+            {"models": {"m": {"fallbacks": ["v"]}, "v": {"task": "embed", "source": "x"}}},
+            "different things: embed, generate",
+        ),
+        (
+            {"models": {"m": {}}, "routes": {"r": {"to": "m", "classifier": "m"}}},
+            "does not classify",
+        ),
         (
             {
                 "models": {"m": {}},

@@ -57,7 +57,9 @@ class MergedMetrics:
 
 
 def _families(page: str | None) -> Iterator[Metric]:
-    return iter(text_string_to_metric_families(page)) if page else iter(())  # type: ignore[no-untyped-call]
+    if page:
+        # The parser has no annotations.
+        yield from text_string_to_metric_families(page)  # type: ignore[no-untyped-call]
 
 
 def _page(url: str) -> str | None:

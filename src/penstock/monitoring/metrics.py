@@ -61,6 +61,8 @@ class ServingMetrics:
         self._shown: dict[tuple[str, str], tuple[str, ...]] = {}
         self._make_request_metrics()
         self._make_model_metrics()
+        self._make_rollout_metrics()
+        self._make_routing_metrics()
         self._make_record_metrics()
 
     def _make_request_metrics(self) -> None:
@@ -130,6 +132,26 @@ class ServingMetrics:
             ["model", "arm", "version", "digest", "run", "data_version"],
             registry=registry,
         )
+        self.epoch = Gauge(
+            "penstock_route_epoch",
+            "Epoch of the production pointer that is served.",
+            ["model"],
+            registry=registry,
+        )
+        self.load_failures = Counter(
+            "penstock_load_failures",
+            "Attempts to load a model version that failed.",
+            ["model"],
+            registry=registry,
+        )
+        self.poll_failures = Counter(
+            "penstock_pointer_poll_failures",
+            "Reads of the production pointer that failed.",
+            registry=registry,
+        )
+
+    def _make_rollout_metrics(self) -> None:
+        registry = self.registry
         self.rollout_share = Gauge(
             "penstock_rollout_share",
             "Share of the requests that the version on trial answers.",
@@ -159,6 +181,9 @@ class ServingMetrics:
             "Observations of trials that the ledger did not take in time.",
             registry=registry,
         )
+
+    def _make_routing_metrics(self) -> None:
+        registry = self.registry
         self.available = Gauge(
             "penstock_backend_available",
             "1 while requests are sent to a model, 0 while its breaker is open.",
@@ -181,23 +206,6 @@ class ServingMetrics:
             "penstock_routed_requests",
             "Requests by the name that was asked for, who was chosen, and why.",
             ["route", "model", "why"],
-            registry=registry,
-        )
-        self.epoch = Gauge(
-            "penstock_route_epoch",
-            "Epoch of the production pointer that is served.",
-            ["model"],
-            registry=registry,
-        )
-        self.load_failures = Counter(
-            "penstock_load_failures",
-            "Attempts to load a model version that failed.",
-            ["model"],
-            registry=registry,
-        )
-        self.poll_failures = Counter(
-            "penstock_pointer_poll_failures",
-            "Reads of the production pointer that failed.",
             registry=registry,
         )
 

@@ -143,6 +143,7 @@ def _row(
     **names: str | tuple[str, ...],
 ) -> Row:
     tuples = {key: (name,) if isinstance(name, str) else name for key, name in names.items()}
+    # Callers name tools by keyword, which a mapping's literal keys cannot say.
     return Row(fact, on, tuples, convert)  # type: ignore[arg-type]
 
 

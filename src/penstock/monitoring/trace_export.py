@@ -133,6 +133,7 @@ class Sender:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         if self._exporter is not None:
+            # The exporter's method has no annotations.
             self._exporter.shutdown()  # type: ignore[no-untyped-call]
         self._counts.add("dropped", len(self._taken(len(self._queue))))
 

@@ -348,7 +348,8 @@ def _request_id(scope: Scope) -> str:
 
 def _abort(scope: Scope) -> Callable[[], None]:
     """Cuts the client off, where the server can."""
-    abort: Callable[[], None] = scope.get("extensions", {}).get(ABORT, {}).get("abort", bool)
+    offered = scope.get("extensions", {}).get(ABORT, {})
+    abort: Callable[[], None] = offered.get("abort", lambda: None)
     return abort
 
 

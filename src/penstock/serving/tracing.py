@@ -53,6 +53,7 @@ def end(trace: Trace, facts: Facts, method: str = "POST") -> None:
         "ttft_s": _ttft_s(facts),
         **_lineage(facts),
     }
+    # Each value fits its own parameter; a mapping has one type for all.
     trace.note(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     if facts.prompt is not None:
         trace.prompt([(turn["role"], turn["content"]) for turn in facts.prompt])

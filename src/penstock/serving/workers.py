@@ -46,7 +46,8 @@ class _Worker:
     Attributes:
         number: Its label in metrics.
         process: None while it waits to be started again.
-        metrics_url: Where its own metrics are, once it has said so.
+        serves: It has said that it does.
+        metrics_url: Where its own metrics are, if it has any.
         started_s: On the monotonic clock.
         start_at_s: When to start it again.
         pause_s: How long the next pause will be.
@@ -54,6 +55,7 @@ class _Worker:
 
     number: int
     process: subprocess.Popen[str] | None = None
+    serves: bool = False
     metrics_url: str | None = None
     started_s: float = 0.0
     start_at_s: float = 0.0
@@ -141,13 +143,14 @@ class Workers:
         for line in process.stdout or ():
             try:
                 worker.metrics_url = json.loads(line)["metrics_url"]
+                worker.serves = True
             except (ValueError, KeyError, TypeError):
                 logger.info("Worker %d: %s", worker.number, line.rstrip())
 
     def _note_end(self, worker: _Worker, now_s: float) -> None:
         code = worker.process.returncode if worker.process else 0
-        started_well = worker.metrics_url is not None or self._config.metrics_port is None
-        worker.process, worker.metrics_url = None, None
+        started_well = worker.serves
+        worker.process, worker.metrics_url, worker.serves = None, None, False
         if not started_well and not any(one.process for one in self._workers):
             self._failed = f"worker {worker.number} ended with {code} before it could serve."
             self._stopping.set()
