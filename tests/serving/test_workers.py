@@ -40,7 +40,7 @@ import json, sys
 from penstock.errors import PenstockError
 from penstock.serve_section import Serve
 from penstock.serving.workers import Workers
-config = Serve(workers=2, port=0, metrics_port=0, drain_timeout_s=10)
+config = Serve(workers=2, port=0, drain_timeout_s=10, metrics_port=json.loads(sys.argv[2]))
 try:
     Workers(config, [sys.executable, "-c", sys.argv[1]]).run(
         lambda at: print(json.dumps(at._asdict()), flush=True))
@@ -51,10 +51,10 @@ print("drained", flush=True)
 
 
 class Started:
-    def __init__(self, folder, broken=False):
+    def __init__(self, folder, broken=False, metrics_port=0):
         worker = WORKER.format(here=HERE, folder=str(folder), broken=broken)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PARENT, worker],
+            [sys.executable, "-c", PARENT, worker, json.dumps(metrics_port)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -157,8 +157,9 @@ def test_nothing_is_left_of_a_killed_parent(started):
         ask(server.url)
 
 
-def test_workers_that_cannot_start_end_the_parent_with_a_reason(started):
-    server = started(broken=True)
+@pytest.mark.parametrize("metrics_port", [0, None])
+def test_workers_that_cannot_start_end_the_parent_with_a_reason(started, metrics_port):
+    server = started(broken=True, metrics_port=metrics_port)
     _, said = server.process.communicate(timeout=30)
     assert server.process.returncode == 1
     assert "ended with 3 before it could serve" in said

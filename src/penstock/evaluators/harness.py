@@ -162,6 +162,7 @@ def _defaults_known() -> Iterator[None]:
 
     defaults, plain = _defaults(), manager.TaskIndex
 
+    # lm-eval has no annotations, and its class is only known here.
     class Both(plain):  # type: ignore[misc,valid-type]
         @staticmethod
         def build(paths: Any, **options: Any) -> dict[str, Any]:
