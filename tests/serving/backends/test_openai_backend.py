@@ -140,9 +140,10 @@ class TestAsking:
         with pytest.raises(InvalidRequest, match="reads text"):
             answered(elsewhere(), Generation((), 5))
 
-    def test_one_connection_carries_answer_after_answer(self, elsewhere, upstream):
-        answered(elsewhere(), *[chat(f"say {n}") for n in range(5)])
-        assert upstream.num_connections == 1
+    def test_connections_carry_answer_after_answer(self, elsewhere, upstream):
+        answered(elsewhere(), *[chat(f"say {n}") for n in range(40)])
+        # While one stream's last bytes are read, the next request has another connection.
+        assert upstream.num_connections <= 2
 
     def test_a_stop_string_holds_even_if_the_server_ignores_it(self, elsewhere, upstream):
         upstream.answer = answering(said("a b"), said("c d"), said("e", "stop"))
