@@ -281,9 +281,11 @@ class TestOptions:
 
 
 def test_a_version_served_by_a_vllm_that_dies_is_answered_by_its_fallback(
-    gateway, pointer, folder, python, tmp_path
+    gateway, pointer, folder, python, monkeypatch
 ):
     """Through the gateway: died, noticed, bridged, back."""
+    # This stand-in is up again before a look at its health, which a real vLLM never is.
+    monkeypatch.setattr(vllm_server, "_FIRST_PAUSE_S", 2.0)
     pointer.version = replace(pointer.version, folder=folder)
     options = {"python": str(python)}
     penny = model("vllm", options, fallbacks=["spare"])
