@@ -13,7 +13,7 @@ COMMANDS = (
     ["-m", "benchmarks.training"],
     ["-m", "benchmarks.kafka"],
     ["-m", "benchmarks.lineage"],
-    ["benchmarks/generation.py"],
+    ["-m", "benchmarks.generation"],
     ["-m", "benchmarks.gateway"],
     ["-m", "benchmarks.gateway_peers"],
     ["benchmarks/traces.py"],
