@@ -16,6 +16,7 @@ COMMANDS = (
     ["-m", "benchmarks.generation"],
     ["-m", "benchmarks.gateway"],
     ["-m", "benchmarks.gateway_peers"],
+    ["-m", "benchmarks.promotions"],
     ["benchmarks/traces.py"],
     ["benchmarks/embeddings.py"],
     ["benchmarks/gate_calibration.py"],
