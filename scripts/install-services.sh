@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Installs what tests need beside Python packages, from Debian: promtool,
-# redis-server, shellcheck and Java for Spark. PostgreSQL comes in a wheel. Without
-# root or apt the tests that need them are skipped, and say so.
+# redis-server, shellcheck, Chromium with a font, and Java for Spark. PostgreSQL
+# comes in a wheel. Without root or apt the tests that need them are skipped, and say so.
 set -eu
 packages=()
 command -v promtool >/dev/null || packages+=(prometheus)
 command -v redis-server >/dev/null || packages+=(redis-server)
 command -v java >/dev/null || packages+=(openjdk-17-jre-headless)
+command -v chromium >/dev/null || packages+=(chromium fonts-liberation)
 command -v shellcheck >/dev/null || packages+=(shellcheck)
 test ${#packages[@]} -eq 0 && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -97,6 +97,24 @@ class DayTable(Table):
         table = table.set_column(schema.get_field_index(DAY), schema.field(DAY), days)
         return table.sort_by([(VERSION, "ascending"), (ROW, "ascending")])
 
+    def newest(self, limit: int) -> list[dict[str, Any]]:
+        """The rows that came last, newest first; only the files are opened that hold them."""
+        import pyarrow.parquet as pq
+
+        handle = self._handle()
+        if handle is None:
+            return []
+        actions = pa.table(handle.get_add_actions(flatten=True)).to_pylist()
+        rows: list[dict[str, Any]] = []
+        for action in sorted(actions, key=lambda one: -(one[f"max.{VERSION}"] or 0)):
+            if len(rows) >= limit and rows[limit - 1][VERSION] > (action[f"max.{VERSION}"] or 0):
+                break
+            with store_errors(self.folder.url):
+                opened = self.folder.opened(unquote(action["path"]))
+                rows += pq.read_table(opened, partitioning=None).to_pylist()
+            rows.sort(key=lambda row: (-row[VERSION], -row[ROW]))
+        return rows[:limit]
+
     def compact(self, day: date) -> None:
         """Make few files of a day's many; gives way when another process does the same."""
         from deltalake.exceptions import CommitFailedError

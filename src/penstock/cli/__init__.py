@@ -13,6 +13,7 @@ import typer
 
 from penstock import __version__
 from penstock.cli import (
+    console,
     data,
     doctor,
     export,
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_PARTS = (start, loop, data, gate, models, rollout, serving, keys, export, doctor)
+_PARTS = (start, loop, data, gate, models, rollout, serving, console, keys, export, doctor)
 for part in _PARTS:
     app.add_typer(part.app)
 

@@ -54,6 +54,7 @@ _ENDPOINTS = frozenset(
         "/v1/models",
     }
 )
+_CONSOLE = "/console/"
 _CONVERSATION_HEADER = b"x-penstock-conversation"
 # Where clients say which conversation a request belongs to.
 _CONVERSATION_KEYS = ("conversation_id", "session_id")
@@ -179,6 +180,10 @@ class ExchangeLayer:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        console = self.gateway.console
+        if console is not None and f"{scope['path']}/".startswith(_CONSOLE):
+            await console(scope, receive, send)
             return
         exchange = Exchange(scope, send, self.gateway.tracer)
         # With an "app", the router raises for unknown paths instead of answering itself.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from penstock.conversions import conversions
@@ -26,6 +27,8 @@ from penstock.traffic import Traffic
 from penstock.version_files import fetched, folder_of
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from penstock.pipeline import Pipeline
     from penstock.serving.server import Listening
 
@@ -111,12 +114,15 @@ def _desk(traffic: Traffic, log: LogConfig | None, ledger: Ledger) -> FeedbackDe
     return FeedbackDesk(book, model_of, Rollouts(ledger.database).score)
 
 
-def serve_production(pipeline: Pipeline, command: Sequence[str]) -> None:
+def serve_production(
+    pipeline: Pipeline, command: Sequence[str], console: ASGIApp | None = None
+) -> None:
     """Serve until told to stop; see ``server.serve``.
 
     Args:
         pipeline: Whose models.
         command: Starts a worker, where there are several.
+        console: Answers what is below ``/console``.
     """
     from penstock.serving.server import serve
     from penstock.serving.workers import Workers
@@ -125,16 +131,18 @@ def serve_production(pipeline: Pipeline, command: Sequence[str]) -> None:
     if config.workers > 1:
         Workers(config, command).run(_announce)
         return
+    around = replace(around, console=console)
     with rolling_out(pipeline.recipe, pipeline.store, pipeline.ledger, config, around) as around:
         serve(config, around, _announce)
 
 
-def serve_as_worker(pipeline: Pipeline, fd: int) -> None:
+def serve_as_worker(pipeline: Pipeline, fd: int, console: ASGIApp | None = None) -> None:
     """Serve on a port that another process has opened.
 
     Args:
         pipeline: Whose models.
         fd: The port's file descriptor.
+        console: Answers what is below ``/console``.
     """
     from penstock.serving.server import serve
     from penstock.serving.workers import inherited
@@ -144,6 +152,7 @@ def serve_as_worker(pipeline: Pipeline, fd: int) -> None:
     # The parent alone shows metrics to others.
     changed = {"workers": 1, "host": "127.0.0.1", "metrics_port": metrics_port}
     own = config.model_copy(update=changed)
+    around = replace(around, console=console)
     with rolling_out(pipeline.recipe, pipeline.store, pipeline.ledger, own, around) as around:
         serve(own, around, lambda at: print(json.dumps(at._asdict()), flush=True), inherited(fd))
 
