@@ -134,3 +134,14 @@ def test_what_was_said_is_not_in_the_tables_own_log(table, tmp_path):
     logs = [path.read_bytes() for path in (tmp_path / "log" / "_delta_log").iterdir()]
     assert len(logs) > 3
     assert not any(b"a secret" in text for text in logs)
+
+
+def test_the_newest_rows_come_first_and_older_files_stay_closed(table):
+    assert table.newest(5) == []
+    names = [response_id(days_ago=days) for days in (0, 3, 1)]
+    for number, name in enumerate(names):
+        append(table, [name], number=number, said=f"of {number}")
+    assert [row["said"] for row in table.newest(9)] == ["of 2", "of 1", "of 0"]
+    table.names.clear()
+    assert [row[RESPONSE_ID] for row in table.newest(1)] == [names[2]]
+    assert len(table.names) == 1

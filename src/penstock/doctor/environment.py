@@ -63,6 +63,8 @@ def extras(recipe: Recipe | None) -> dict[str, str]:
         needed["postgres"] = "ledger"
     if recipe.serve.traces is not None:
         needed["traces"] = "serve.traces"
+    if recipe.serve.console:
+        needed["console"] = "serve.console"
     return needed
 
 
