@@ -72,11 +72,15 @@ class World:
         folder: Made.
         drift: Settings of ``observe.drift``, over small ones.
         content: Whether the recipe says that texts are logged.
+        trained: Columns of the training rows; other than the usual two, of a classifier.
     """
 
-    def __init__(self, folder, content=True, **drift):
+    def __init__(self, folder, content=True, trained=("instruction", "response"), **drift):
         self.path = folder / "recipe.yaml"
         folder.mkdir(exist_ok=True)
+        self._trained = trained
+        text, label = trained
+        is_classifier = text != "instruction"
         self.path.write_text(
             yaml.safe_dump(
                 {
@@ -86,6 +90,9 @@ class World:
                     "evaluate": {"tasks": ["held_out"]},
                     "gate": {"max": {"held_out": 8.0}},
                     "serve": {"log": {"content": content}},
+                    "train": {"classifier": {"text": text, "label": label}}
+                    if is_classifier
+                    else {},
                     "observe": {"drift": DRIFT | drift},
                 }
             )
@@ -162,8 +169,7 @@ class World:
         rows = {
             "_row_id": ids,
             "split": ["train"] * 60 + ["validation"] * 20,
-            "instruction": [sentence(chance, mix) for _ in ids],
-            "response": [sentence(chance, mix) for _ in ids],
+            **{name: [sentence(chance, mix) for _ in ids] for name in self._trained},
         }
         pq.write_table(pa.table(rows), folder / "examples.parquet")
         self._record("prepare", f"prepare-{version}", f"artifacts/prepare-{version}", {})

@@ -231,6 +231,27 @@ def test_a_version_that_nobody_here_trained_is_compared_with_its_first_windows_a
     assert "since_promotion" in records(status)[-1].found["columns"]["input"]
 
 
+def test_a_classifier_is_looked_at_by_its_texts_and_labels(tmp_path):
+    world = World(tmp_path / "project", trained=("question", "topic"), columns=BOTH)
+    world.serve(1)
+    world.talk(2, EVEN)
+    for one in records(world.check()):
+        for column in BOTH:
+            assert one.found["columns"][column]["training"]["num_before"] == 60
+    assert world.watch().training_column("output") == "topic"
+    world.close()
+
+
+def test_a_model_trained_on_other_columns_is_an_error_that_names_the_column(tmp_path):
+    world = World(tmp_path / "project")
+    world._trained = ("body", "reply")
+    world.serve(1)
+    world.talk(1, EVEN)
+    with pytest.raises(LedgerError, match="have no column 'instruction'"):
+        world.check()
+    world.close()
+
+
 def test_training_rows_that_are_gone_are_an_error_that_says_what_to_do(world):
     world.talk(1, EVEN)
     (world.store.root / "artifacts/prepare-1/examples.parquet").unlink()

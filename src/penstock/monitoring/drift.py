@@ -28,7 +28,7 @@ import numpy as np
 from penstock.artifacts import digest_of
 from penstock.day_tables import day_of
 from penstock.drift_section import Against, DriftSection, TextColumn
-from penstock.errors import LedgerError, RecipeError
+from penstock.errors import LedgerError
 from penstock.gates.shifts import Shift, holm, length_shift, share_shift, share_shifts
 from penstock.gates.stream_alarm import Budget, FloatArray, Moment, Seen, follow
 from penstock.gates.two_sample import Vectors, compare, fourier_features
@@ -127,7 +127,7 @@ class DriftWatch:
         embedding: Another embedding model than the recipe's.
 
     Raises:
-        RecipeError: The recipe's model answers no text, or its embedding model is none.
+        RecipeError: There is no such embedding model.
         LedgerError: Nothing serves.
     """
 
@@ -135,11 +135,6 @@ class DriftWatch:
         self, recipe: Recipe, store: Store, ledger: Ledger, embedding: Embedding | None = None
     ) -> None:
         self.section = recipe.observe.drift or DriftSection()
-        if recipe.train.classifier is not None:
-            raise RecipeError(
-                "Drift is looked for in texts, and a classifier's requests are logged without.",
-                "Leave observe.drift out.",
-            )
         self.recipe, self.store, self.ledger = recipe, store, ledger
         self.move, self.model = _serving(recipe, ledger)
         self.embedding = embedding or Embedding(self.section.embedding, recipe.folder)
@@ -247,7 +242,10 @@ class DriftWatch:
         return joined
 
     def training_column(self, column: TextColumn) -> str:
-        """The column of the training rows that a text corresponds to."""
+        """The column of the training rows that a text corresponds to; an output may be a label."""
+        classifier = self.recipe.train.classifier
+        if classifier is not None:
+            return classifier.text if column == "input" else classifier.label
         columns = text_columns(self.recipe)
         return columns[0] if column == "input" else columns[-1]
 
