@@ -13,6 +13,8 @@ from penstock.ledger.accounts import Accounts
 from penstock.ledger.api_keys import ApiKeys
 from penstock.ledger.rollouts import Rollouts
 from penstock.monitoring.feedback import FeedbackBook
+from penstock.monitoring.metrics import ServingMetrics
+from penstock.monitoring.project_metrics import ProjectMetrics
 from penstock.monitoring.request_log import RequestLog
 from penstock.recipe import Recipe
 from penstock.serve_section import LogConfig, Serve
@@ -86,11 +88,14 @@ def served(recipe: Recipe, store: Store, ledger: Ledger) -> tuple[Serve, Surroun
         features = feature_store(options, recipe.folder)
     require_keys(serve.host, serve.keys)
     traffic, log = Traffic.of(store), serve.log
+    metrics = ServingMetrics()
+    metrics.registry.register(ProjectMetrics(recipe.model_name, ledger))
     return serve, Surroundings(
         LedgerPointers(recipe, serve, store, ledger),
         conversions(store),
         recipe.folder,
         features,
+        metrics=metrics,
         keys=ApiKeys(ledger.database) if serve.keys else None,
         accounts=Accounts(ledger.database),
         observers=() if log is None else (RequestLog(traffic.log, log),),
