@@ -139,6 +139,46 @@ rollout_observations = sa.Table(
     Column("observed", Text, nullable=False),
     sa.UniqueConstraint("rollout", "worker", "sequence"),
 )
+# What was seen, and what was decided about it: alarms.py and retrain_log.py explain them.
+alarms = sa.Table(
+    "alarms",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("recipe", String(100), nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("key", String(200), nullable=False),
+    Column("raised_s", Float, nullable=False),
+    Column("severity", String(20), nullable=False),
+    Column("evidence", Text, nullable=False),
+    Column("received_s", Float, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("start_key", String(200)),
+    sa.UniqueConstraint("recipe", "kind", "key"),
+    sa.Index("ix_alarms_recipe_state", "recipe", "state"),
+    sqlite_autoincrement=True,  # a number is never given twice
+)
+alarm_events = sa.Table(
+    "alarm_events",
+    metadata,
+    Column("alarm", Integer, primary_key=True),
+    Column("nth", Integer, primary_key=True),
+    Column("at_s", Float, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("actor", String(200), nullable=False),
+)
+retrain_log = sa.Table(
+    "retrain_log",
+    metadata,
+    Column("recipe", String(100), primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("at_s", Float, nullable=False),
+    Column("action", String(20), nullable=False),
+    Column("start_key", String(200)),
+    Column("reason", Text, nullable=False),
+    Column("evidence", Text, nullable=False),
+    Column("actor", String(200), nullable=False),
+)
 audit = sa.Table(
     "audit",
     metadata,
