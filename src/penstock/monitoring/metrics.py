@@ -229,6 +229,13 @@ class ServingMetrics:
             registry=registry,
         )
 
+        self.alerts = Counter(
+            "penstock_alerts_taken",
+            "Alerts that Alertmanager sent: firing, resolved, or about another recipe.",
+            ["outcome"],
+            registry=registry,
+        )
+
     def show_rollout(self, model: str, share: float, rollout: str, step: int) -> None:
         """Show the trial of a model's version; an empty id is none."""
         self.rollout_share.labels(model).set(share)

@@ -18,6 +18,7 @@ from penstock.monitoring.project_metrics import ProjectMetrics
 from penstock.monitoring.request_log import RequestLog
 from penstock.recipe import Recipe
 from penstock.serve_section import LogConfig, Serve
+from penstock.serving.alerts import AlertDesk
 from penstock.serving.feedback import FeedbackDesk
 from penstock.serving.gateway import Surroundings
 from penstock.serving.keys import require_keys
@@ -100,6 +101,7 @@ def served(recipe: Recipe, store: Store, ledger: Ledger) -> tuple[Serve, Surroun
         accounts=Accounts(ledger.database),
         observers=() if log is None else (RequestLog(traffic.log, log),),
         feedback=_desk(traffic, log, ledger),
+        alerts=AlertDesk.of(recipe, ledger),
     )
 
 
