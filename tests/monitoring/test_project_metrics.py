@@ -20,7 +20,7 @@ def ledger(tmp_path):
 def shown(ledger, monkeypatch):
     monkeypatch.setattr(project_metrics, "_KEPT_S", 0.0)
     registry = CollectorRegistry()
-    registry.register(ProjectMetrics("penny", ledger))
+    registry.register(ProjectMetrics("demo", "penny", ledger))
 
     def value(name, **labels):
         return registry.get_sample_value(name, labels)

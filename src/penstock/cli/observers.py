@@ -50,6 +50,24 @@ def export_prometheus(
     _write(output, prometheus_files(loaded, at), force)
 
 
+@export_app.command("grafana")
+def export_grafana(
+    output: Output,
+    prometheus: Annotated[
+        str, typer.Option(help="Prometheus' URL, as Grafana sees it.")
+    ] = "http://127.0.0.1:9091",
+    dashboards: Annotated[
+        str | None, typer.Option(help="Where Grafana finds them; null is where they are written.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Write dashboards, and what makes Grafana read them: service, models, data, cost."""
+    from penstock.monitoring.dashboards import grafana_files
+
+    folder = dashboards or str((output / "dashboards").resolve())
+    _write(output, grafana_files(prometheus, folder), force)
+
+
 def _write(output: Path, files: Mapping[str, str], force: bool) -> None:
     from penstock import printing
     from penstock.exported import write_files

@@ -153,6 +153,11 @@ def _rollouts(recipe: Recipe) -> Iterator[Rule]:
 
 def _project(recipe: Recipe) -> Iterator[Rule]:
     only, slo = this(recipe), recipe.observe.slo
+    # Every process of a gateway shows the same books.
+    yield {
+        "record": "penstock:spent_usd:max",
+        "expr": f"max by (recipe, model, tenant) (penstock_spent_usd_total{{{only}}})",
+    }
     yield alert(
         "BudgetNearlySpent",
         f"max by (recipe, tenant, key) (penstock_budget_spent_ratio{{{only}}})"

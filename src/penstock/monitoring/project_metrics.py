@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from penstock.errors import PenstockError
 from penstock.ledger import Ledger, schema
 from penstock.ledger.accounts import Accounts
+from penstock.ledger.alarms import KINDS, OPEN
 from penstock.ledger.api_keys import ApiKeys
 from penstock.ledger.rollout_records import State
 
@@ -42,12 +43,14 @@ class ProjectMetrics:
     """A collector for a gateway's registry.
 
     Args:
+        recipe: The recipe's name.
         model: The registered model that it trains.
         ledger: Asked at most every 15 s; while it does not answer there is nothing to show
             but that.
     """
 
-    def __init__(self, model: str, ledger: Ledger) -> None:
+    def __init__(self, recipe: str, model: str, ledger: Ledger) -> None:
+        self._recipe = recipe
         self._model = model
         self._ledger = ledger
         self._lock = threading.Lock()
@@ -70,6 +73,7 @@ class ProjectMetrics:
         up = GaugeMetricFamily("penstock_ledger_up", "1 while the ledger can be read.")
         try:
             found = [*self._training(), *self._rollouts(), *self._budgets(), *self._costs()]
+            found += self._alarms()
         except PenstockError as error:
             logger.warning("The ledger shows nothing to Prometheus: %s", error)
             found = []
@@ -131,6 +135,28 @@ class ProjectMetrics:
             ]
             gauge.add_metric([key.tenant, key.id], max(spent, default=1.0))
         yield gauge
+
+    def _alarms(self) -> Iterator[Metric]:
+        table = schema.alarms
+        is_open = sa.case((table.c.state.in_([state.value for state in OPEN]), 1), else_=0)
+        query = (
+            sa.select(table.c.kind, sa.func.count(), sa.func.sum(is_open))
+            .where(table.c.recipe == self._recipe)
+            .group_by(table.c.kind)
+        )
+        with self._ledger.database.read() as connection:
+            counted = {kind: (raised, still) for kind, raised, still in connection.execute(query)}
+        raised = CounterMetricFamily(
+            "penstock_alarms_raised", "Alarms since the ledger began.", labels=["kind"]
+        )
+        still = GaugeMetricFamily(
+            "penstock_open_alarms", "Alarms that may still start a run.", labels=["kind"]
+        )
+        for kind in KINDS:
+            all_of_it, open_of_it = counted.get(kind, (0, 0))
+            raised.add_metric([kind], all_of_it)
+            still.add_metric([kind], open_of_it)
+        yield from (raised, still)
 
     def _costs(self) -> Iterator[Metric]:
         counter = CounterMetricFamily(
