@@ -19,6 +19,7 @@ from penstock.ledger import Ledger, ModelVersion
 from penstock.ledger.accounts import Accounts
 from penstock.ledger.alarms import Alarm, Alarms, AlarmState
 from penstock.ledger.api_keys import ApiKey, ApiKeys
+from penstock.monitoring import project_metrics
 from penstock.monitoring.dashboards import boards
 from penstock.monitoring.metrics import IngestMetrics, MetricsServer, ServingMetrics
 from penstock.monitoring.project_metrics import ProjectMetrics
@@ -106,6 +107,8 @@ def world(tmp_path_factory, fake_folders):
         alerts=AlertDesk(SECRET, "demo", ledger),
     )
     with contextlib.ExitStack() as stack:
+        hurry = stack.enter_context(pytest.MonkeyPatch.context())
+        hurry.setattr(project_metrics, "_KEPT_S", 0.5)
         server = stack.enter_context(BackgroundServer(config, around))
         server.wait_ready(30)
         ingest = MetricsServer(ingested(), "127.0.0.1", 0)
