@@ -242,10 +242,10 @@ def test_a_flood_is_told_to_come_again_while_the_gateway_serves(server, ledger, 
 
 
 def test_a_ledger_that_is_away_is_tried_again_by_who_sends(server, ledger, monkeypatch):
-    def away(alarms):
+    def away(alarm):
         raise LedgerError("It is away.")
 
-    monkeypatch.setattr(server.gateway.alerts._alarms, "raise_all", away)
+    monkeypatch.setattr(server.gateway.alerts._alarms, "raise_", away)
     answer = post(server, alert())
     assert answer.status_code == 503
     monkeypatch.undo()

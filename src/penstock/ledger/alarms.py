@@ -129,16 +129,24 @@ class Alarms:
         Raises:
             LedgerError: It is not one, or the ledger cannot be written.
         """
-        return self.raise_all([alarm])[0]
-
-    def raise_all(self, alarms: Sequence[Alarm]) -> list[AlarmRecord]:
-        """Write alarms down, all in one transaction or none; see ``raise_``."""
-        evidence = [_checked(alarm) for alarm in alarms]
+        values = {**vars(alarm), "evidence": _checked(alarm), "state": AlarmState.OPEN}
         with self._database.write() as connection:
-            return [
-                _raised(connection, alarm, shown)
-                for alarm, shown in zip(alarms, evidence, strict=True)
-            ]
+            found = _named(connection, alarm)
+            if found is not None:
+                return found
+            try:
+                with connection.begin_nested():
+                    number = connection.execute(
+                        sa.insert(_TABLE).values(**values, received_s=clock(connection))
+                    ).inserted_primary_key
+            except IntegrityError:  # PostgreSQL waited for another who raised it
+                number = None
+            record = _named(connection, alarm)
+            if record is None:
+                raise LedgerError(f"Alarm {alarm.key!r} was written and is not there.")
+            if number is not None:
+                _log(connection, record.number, AlarmState.OPEN, "raised", "")
+        return record
 
     def find(self, number: int) -> AlarmRecord:
         """One alarm.
@@ -250,27 +258,6 @@ def _checked(alarm: Alarm) -> str:
             "Store it elsewhere and say where.",
         )
     return evidence
-
-
-def _raised(connection: sa.Connection, alarm: Alarm, evidence: str) -> AlarmRecord:
-    """The alarm of this name, which is written if there is none."""
-    found = _named(connection, alarm)
-    if found is not None:
-        return found
-    values = {**vars(alarm), "evidence": evidence, "state": AlarmState.OPEN}
-    try:
-        with connection.begin_nested():
-            number = connection.execute(
-                sa.insert(_TABLE).values(**values, received_s=clock(connection))
-            ).inserted_primary_key
-    except IntegrityError:  # PostgreSQL waited for another who raised it
-        number = None
-    record = _named(connection, alarm)
-    if record is None:
-        raise LedgerError(f"Alarm {alarm.key!r} was written and is not there.")
-    if number is not None:
-        _log(connection, record.number, AlarmState.OPEN, "raised", "")
-    return record
 
 
 def _named(connection: sa.Connection, alarm: Alarm) -> AlarmRecord | None:

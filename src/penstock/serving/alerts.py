@@ -129,20 +129,32 @@ class AlertDesk:
             told[alert.status if is_ours else "another"] += 1
             if is_ours:
                 ours[alert.status].append(alert)
-        self._alarms.raise_all([one.alarm(self._recipe) for one in ours["firing"]])
+        self._begin(ours["firing"])
         if ours["resolved"]:
             self._end([one.key for one in ours["resolved"]])
         return told
 
+    def _begin(self, alerts: list[Alert]) -> None:
+        """Raise what is new; Alertmanager repeats itself, and that is one question."""
+        known = self._numbers([one.key for one in alerts])
+        for one in alerts:
+            if one.key not in known:
+                self._alarms.raise_(one.alarm(self._recipe))
+
     def _end(self, keys: list[str]) -> None:
         """Close the alarms that were raised, and of which nothing has become."""
+        numbers = list(self._numbers(keys).values())
+        with self._database.write() as connection:
+            settle(connection, numbers, AlarmState.CLOSED, "resolved", _SENDER)
+
+    def _numbers(self, keys: list[str]) -> dict[str, int]:
+        """The alarms of these names, as far as there are any."""
         table = schema.alarms
-        query = sa.select(table.c.number).where(
+        query = sa.select(table.c.key, table.c.number).where(
             table.c.recipe == self._recipe, table.c.kind == "alert", table.c.key.in_(keys)
         )
-        with self._database.write() as connection:
-            numbers = list(connection.scalars(query))
-            settle(connection, numbers, AlarmState.CLOSED, "resolved", _SENDER)
+        with self._database.read() as connection:
+            return {row.key: row.number for row in connection.execute(query)}
 
 
 def _same(given: bytes, wanted: bytes) -> bool:
