@@ -25,6 +25,7 @@ serve:
     plain: {source: all-MiniLM-L6-v2, task: embed}
     no-queue: {source: all-MiniLM-L6-v2, task: embed, max_queue: 0}
 observe:
+  drift: {window_s: 3600}
   slo:
     availability: 0.9
     latency: {within_s: 0.5, share: 0.55}
@@ -118,6 +119,7 @@ def test_what_is_null_in_the_recipe_has_no_rules(recipe):
     assert "duration" not in text
     assert "first_token" not in text
     assert "NoTraining" not in text
+    assert "DriftNotLookedAt" not in text
     assert "NoTraining" in alerts(recipe())
 
 

@@ -128,6 +128,12 @@ def test_alerts_about_another_recipe_are_left_alone(server, ledger):
     assert Alarms(ledger).of("other") == []
 
 
+def test_an_alert_about_an_alarm_raises_no_second_one(server, ledger):
+    answer = post(server, alert(labels={"alertname": "AlarmRaised", "alarm": "drift"}))
+    assert answer.json() == {"object": "alerts", "echo": 1}
+    assert raised(ledger) == []
+
+
 def test_who_can_sign_needs_to_show_no_secret(server, ledger):
     body = json.dumps(message(alert())).encode()
     answer = httpx.post(f"{server.url}/v1/alerts", content=body, headers=signed(body))

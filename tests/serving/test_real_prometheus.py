@@ -15,12 +15,16 @@ import yaml
 from doubles import Pointer, free_port, model, served, wait_until
 
 from penstock.exported import write_files
+from penstock.gates.stream_alarm import Moment
 from penstock.ledger import Ledger, ModelVersion
 from penstock.ledger.accounts import Accounts
 from penstock.ledger.alarms import Alarm, Alarms, AlarmState
 from penstock.ledger.api_keys import ApiKey, ApiKeys
+from penstock.ledger.drift_records import DriftRecord
 from penstock.monitoring import project_metrics
 from penstock.monitoring.dashboards import boards
+from penstock.monitoring.drift import Judged, Status
+from penstock.monitoring.drift_metrics import DriftMetrics
 from penstock.monitoring.metrics import IngestMetrics, MetricsServer, ServingMetrics
 from penstock.monitoring.project_metrics import ProjectMetrics
 from penstock.monitoring.prometheus_files import Addresses, prometheus_files
@@ -52,6 +56,7 @@ class World:
         self._client = httpx.Client(
             base_url=server.url, headers={"authorization": f"Bearer {key}"}, timeout=30
         )
+        self._asking = httpx.Client(base_url=self.prometheus, timeout=30)
         self._thread = threading.Thread(target=self._send)
 
     def __enter__(self):
@@ -62,6 +67,7 @@ class World:
         self._done.set()
         self._thread.join()
         self._client.close()
+        self._asking.close()
 
     def _send(self):
         while not self._done.is_set():
@@ -74,7 +80,7 @@ class World:
 
     def ask(self, expr):
         """What a query finds now."""
-        answer = httpx.get(f"{self.prometheus}/api/v1/query", params={"query": expr})
+        answer = self._asking.get("/api/v1/query", params={"query": expr})
         assert answer.status_code == 200, (expr, answer.text)
         return answer.json()["data"]["result"]
 
@@ -112,9 +118,10 @@ def world(tmp_path_factory, fake_folders):
         server = stack.enter_context(BackgroundServer(config, around))
         server.wait_ready(30)
         ingest = MetricsServer(ingested(), "127.0.0.1", 0)
+        drift = stack.enter_context(contextlib.closing(MetricsServer(drifting(), "127.0.0.1", 0)))
         at = Addresses.of(
             recipe,
-            tuple(url.split("/")[2] for url in (server.metrics_url, ingest.url)),
+            tuple(url.split("/")[2] for url in (server.metrics_url, ingest.url, drift.url)),
             server.url,
             alertmanager=f"127.0.0.1:{alertmanager_port}",
         )
@@ -168,6 +175,18 @@ def ingested():
     metrics.rows.labels("tickets").set(100)
     metrics.lag.labels("tickets", "topic-0").set(5)
     metrics.failures.labels("tickets").inc()
+    return metrics
+
+
+def drifting():
+    """What `penstock drift` shows of one window."""
+    compared = {"training": {"kernel_p": 0.2, "classifier_p": 0.4}, "since_promotion": None}
+    found = {"columns": {"input": compared}, "signals": {}}
+    record = DriftRecord("demo", "stream", 0, 3_600_000, 1, found)
+    moment = Moment(2.0, {"input length": 3.0}, {"input length": 0.1}, 1, False)
+    metrics = DriftMetrics()
+    status = Status("demo", 1, 0.0, 7300.0, (), (Judged(record, moment),))
+    metrics.show(status, time.time())
     return metrics
 
 

@@ -16,6 +16,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from penstock.errors import InvalidRequest
 from penstock.ledger.alarms import MAX_EVIDENCE_BYTES, Alarm, Severity
+from penstock.monitoring.alert_rules import ECHO
 
 MAX_ALERTS = 1_000
 _MAX_PAIRS = 40
@@ -52,6 +53,11 @@ class Alert(BaseModel):
     def belongs_to(self, recipe: str) -> bool:
         """Whether it is about a recipe; an alert that names none may be about any."""
         return self.labels.get("recipe", recipe) == recipe
+
+    @property
+    def is_echo(self) -> bool:
+        """Whether it tells people of an alarm that the ledger has already."""
+        return ECHO in self.labels
 
     def alarm(self, recipe: str) -> Alarm:
         """As the ledger keeps it."""

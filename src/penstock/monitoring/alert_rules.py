@@ -11,6 +11,8 @@ from penstock.monitoring.slo_rules import INTERVAL_S, Rule, slo_groups, this
 from penstock.recipe import Recipe
 
 DAY_S = 86_400
+# The label of an alert about an alarm that the ledger has already.
+ECHO = "alarm"
 
 
 def rules(recipe: Recipe) -> dict[str, Any]:
@@ -27,10 +29,11 @@ def rules(recipe: Recipe) -> dict[str, Any]:
             "serve.metrics_port is null, so there is nothing to alert on.",
             "Set serve.metrics_port, as in 9090.",
         )
+    parts = (_serving, _queues, _rollouts, _project, _alarms)
     group = {
         "name": f"penstock-{recipe.name}-alerts",
         "interval": f"{INTERVAL_S}s",
-        "rules": [*_serving(recipe), *_queues(recipe), *_rollouts(recipe), *_project(recipe)],
+        "rules": [rule for part in parts for rule in part(recipe)],
     }
     return {"groups": [*slo_groups(recipe), group]}
 
@@ -149,6 +152,31 @@ def _rollouts(recipe: Recipe) -> Iterator[Rule]:
         "Observations of a trial in {{ $labels.recipe }} are lost",
         "The ledger does not take them in time; the trial decides on what is left.",
     )
+
+
+def _alarms(recipe: Recipe) -> Iterator[Rule]:
+    """What tells people of alarms; such an alert is none itself when it comes back."""
+    only, drift = this(recipe), recipe.observe.drift
+    told = alert(
+        "AlarmRaised",
+        "max by (recipe, kind) (increase(penstock_alarms_raised_total"
+        f'{{{only}, kind!="alert"}}[15m])) > 0',
+        "ticket",
+        "An alarm of kind {{ $labels.kind }} was raised in {{ $labels.recipe }}",
+        "It may start a run. What it rests on is in the ledger.",
+    )
+    told["labels"][ECHO] = "{{ $labels.kind }}"
+    yield told
+    if drift is not None:
+        yield alert(
+            "DriftNotLookedAt",
+            f"time() - max by (recipe) (penstock_drift_last_check_timestamp_seconds{{{only}}})"
+            f" > {2 * drift.window_s:g}",
+            "ticket",
+            "Nobody has looked for drift in {{ $labels.recipe }} for "
+            "{{ $value | humanizeDuration }}",
+            "The check runs and fails: its log says why. Is the store there, and the ledger?",
+        )
 
 
 def _project(recipe: Recipe) -> Iterator[Rule]:

@@ -386,6 +386,40 @@ def _data() -> Board:
             ),
         ),
     )
+    drift = Row(
+        "Drift",
+        (
+            Panel(
+                "Evidence of drift",
+                (
+                    Ask(f"max(penstock_drift_statistic{{{RECIPE}}})", "evidence"),
+                    Ask(f"max(penstock_drift_threshold{{{RECIPE}}})", "an alarm"),
+                ),
+                about="Where the lines meet an alarm is raised, and the evidence begins anew. "
+                "From `penstock drift --every-s --metrics-port`, if Prometheus scrapes it.",
+            ),
+            _lines(
+                "Evidence by signal",
+                f"max by (signal) (penstock_drift_signal_statistic{{{RECIPE}}})",
+                "{{signal}}",
+                "What has changed most.",
+            ),
+            _lines(
+                "P-values of the last window",
+                f"min by (column, against, test) (penstock_drift_window_p{{{RECIPE}}})",
+                "{{column}} against {{against}}, {{test}}",
+                "Of one window by itself; small ones come by chance, too, and raise no alarm.",
+            ),
+            Panel(
+                "Windows and alarms",
+                (
+                    Ask(f"max(penstock_drift_windows{{{RECIPE}}})", "windows"),
+                    Ask(f"max(penstock_drift_alarms{{{RECIPE}}})", "alarms"),
+                ),
+                about="Since the version serves.",
+            ),
+        ),
+    )
     sources = Row(
         "Sources",
         (
@@ -419,7 +453,7 @@ def _data() -> Board:
         "penstock-data",
         "Penstock: data and drift",
         "Is there something new to learn, and has anything changed?",
-        (learning, said, sources),
+        (learning, drift, said, sources),
     )
 
 

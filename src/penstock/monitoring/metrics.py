@@ -231,7 +231,7 @@ class ServingMetrics:
 
         self.alerts = Counter(
             "penstock_alerts_taken",
-            "Alerts that Alertmanager sent: firing, resolved, or about another recipe.",
+            "Alerts that came: firing, resolved, about another recipe, or the echo of an alarm.",
             ["outcome"],
             registry=registry,
         )

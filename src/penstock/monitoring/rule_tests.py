@@ -23,8 +23,6 @@ _CLEAN_MINUTES = 45
 # No threshold is exactly one of these, whatever the days: equal floats would be a toss.
 _BURNS = (0.47, 2.03)
 _ALMOST_ALL = 0.97
-# Samples, more than any wait.
-_LONG = 20_000
 
 
 Series = list[tuple[str, str]]
@@ -168,11 +166,12 @@ class _Other(NamedTuple):
 def _others(recipe: Recipe) -> Iterator[_Other]:
     only, slo = f'recipe="{recipe.name}"', recipe.observe.slo
     of_model = f'{only}, model="{_MODEL}"'
-    late = f"{5 + slo.down_s // 60 + 2}m"
+    late_minutes = 5 + slo.down_s // 60 + 2
+    late, num = f"{late_minutes}m", (late_minutes + 1) * _PER_MINUTE
     up = f'up{{{only}, job="penstock", instance="gateway:9090"}}'
-    yield _Other("GatewayDown", up, f"1x10 0x{_LONG}", f"1x{_LONG}", late)
+    yield _Other("GatewayDown", up, f"1x10 0x{num}", f"1x{num}", late)
     available = f"penstock_backend_available{{{of_model}}}"
-    yield _Other("BackendDown", available, f"1x10 0x{_LONG}", f"1x{_LONG}", late)
+    yield _Other("BackendDown", available, f"1x10 0x{num}", f"1x{num}", late)
     for name, counter in (
         ("ModelDoesNotLoad", f"penstock_load_failures_total{{{of_model}}}"),
         ("RequestLogLosesRows", f'penstock_logged_requests_total{{{only}, outcome="dropped"}}'),
@@ -180,6 +179,12 @@ def _others(recipe: Recipe) -> Iterator[_Other]:
         ("RolloutEvidenceLost", f"penstock_rollout_observations_lost_total{{{only}}}"),
     ):
         yield _Other(name, counter, "0x20 1x100", "1x120", "15m")
+    raised = f'penstock_alarms_raised_total{{{only}, kind="drift"}}'
+    yield _Other("AlarmRaised", raised, "0x20 1x100", "1x120", "15m")
+    if recipe.observe.drift is not None:
+        looked = f"penstock_drift_last_check_timestamp_seconds{{{only}}}"
+        late_s = f"{2 * recipe.observe.drift.window_s:g}"
+        yield _Other("DriftNotLookedAt", looked, f"-{late_s}x20", "0x20", "5m")
     failures = f"penstock_pointer_poll_failures_total{{{only}}}"
     yield _Other("LedgerUnreadable", failures, "0+1x100", "0x10 1x100", "20m")
     for name, limit in queue_limits(recipe).items():

@@ -105,7 +105,8 @@ class AlertDesk:
         """Keep alerts; the answer comes when they are in the ledger.
 
         Returns:
-            How many are ``firing``, ``resolved``, or about ``another`` recipe.
+            How many are ``firing``, ``resolved``, about ``another`` recipe, or the ``echo``
+            of an alarm.
 
         Raises:
             NotReady: Too many messages wait, or the ledger cannot be written.
@@ -125,9 +126,12 @@ class AlertDesk:
         told: Counter[str] = Counter()
         ours: dict[str, list[Alert]] = {"firing": [], "resolved": []}
         for alert in alerts:
-            is_ours = alert.belongs_to(self._recipe)
-            told[alert.status if is_ours else "another"] += 1
-            if is_ours:
+            if not alert.belongs_to(self._recipe):
+                told["another"] += 1
+            elif alert.is_echo:
+                told["echo"] += 1
+            else:
+                told[alert.status] += 1
                 ours[alert.status].append(alert)
         self._begin(ours["firing"])
         if ours["resolved"]:
