@@ -1,9 +1,13 @@
+import shutil
+import subprocess
+
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 
 from penstock.errors import LedgerError
 from penstock.ledger import Ledger, ModelVersion
 from penstock.ledger.accounts import Accounts, Batch, Usage, Wish, new_holder
+from penstock.ledger.alarms import Alarm, Alarms, AlarmState
 from penstock.ledger.amounts import Amounts
 from penstock.ledger.api_keys import ApiKey, ApiKeys
 from penstock.ledger.rollout_records import State
@@ -58,6 +62,27 @@ def test_budgets_show_what_is_spent_of_them_by_key(ledger, shown):
     assert shown("penstock_spent_usd_total", model="penny", tenant="acme") == 2
     keys.revoke(key.id)
     assert shown("penstock_budget_spent_ratio", tenant="acme", key=key.id) is None
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool")
+def test_promtool_has_nothing_to_say(ledger):
+    registry = CollectorRegistry()
+    registry.register(ProjectMetrics("demo", "penny", ledger))
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=generate_latest(registry), capture_output=True
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert checked.stdout + checked.stderr == b""
+
+
+def test_alarms_are_counted_by_kind_and_those_that_are_over_are_not_open(ledger, shown):
+    first = Alarms(ledger).raise_(Alarm("demo", "drift", "a", 1.0))
+    Alarms(ledger).raise_(Alarm("demo", "drift", "b", 1.0))
+    Alarms(ledger).raise_(Alarm("other", "drift", "c", 1.0))
+    Alarms(ledger).decide(first.number, AlarmState.CLOSED, "it was nothing")
+    assert shown("penstock_alarms_raised_total", kind="drift") == 2
+    assert shown("penstock_open_alarms", kind="drift") == 1
+    assert shown("penstock_open_alarms", kind="quality") == 0
 
 
 def test_a_ledger_that_is_away_is_said_and_breaks_nothing(ledger, shown, monkeypatch):

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from doubles import Pointer, free_port, model, served, wait_until
 
+from penstock.errors import LedgerError
 from penstock.exported import write_files
 from penstock.gates.stream_alarm import Moment
 from penstock.ledger import Ledger, ModelVersion
@@ -310,6 +311,23 @@ def test_a_target_that_is_gone_is_an_alarm_and_its_return_closes_it(world):
         "resolved",
     ]
     assert Alarms(world.ledger).events(record.number)[1].actor == "alertmanager"
+
+
+def test_what_the_ledger_cannot_take_at_first_comes_again(world, monkeypatch):
+    desk = world.server.gateway.alerts
+    raise_, refused = desk._alarms.raise_, threading.Event()
+
+    def away_once(alarm):
+        if not refused.is_set():
+            refused.set()
+            raise LedgerError("It is away.")
+        return raise_(alarm)
+
+    monkeypatch.setattr(desk._alarms, "raise_", away_once)
+    sent = [{"labels": {"alertname": "Patience", "recipe": "demo"}}]
+    assert httpx.post(f"{world.alertmanager}/api/v2/alerts", json=sent).status_code == 200
+    wait_until(lambda: alarms(world, "Patience"), 30)
+    assert refused.is_set()
 
 
 def test_an_alertmanager_with_another_secret_raises_nothing(world):

@@ -84,7 +84,8 @@ def _steady(recipe: Recipe, one: Objective, share: float) -> _Part:
 def _expected(recipe: Recipe, one: Objective, share: float) -> list[dict[str, Any]]:
     burn = share / (1 - one.share)
     days = recipe.observe.slo.window_days
-    return [
+    spent = [_sample('{alertname="ErrorBudgetSpent"}')] if burn > 1 else []
+    return spent + [
         _sample(f'{{alertname="{alert.name}", window="{alert.long}"}}')
         for alert in BURN_ALERTS
         if burn > alert.factor(days)
@@ -140,8 +141,7 @@ def _flat(values: str) -> str:
 
 def _burning(slo: str) -> str:
     return (
-        "count by (alertname, window) "
-        f'(ALERTS{{alertname=~"SloBurns.*", alertstate="firing", slo="{slo}"}})'
+        f'count by (alertname, window) (ALERTS{{alertname!="", alertstate="firing", slo="{slo}"}})'
     )
 
 
