@@ -124,6 +124,15 @@ def test_what_is_null_in_the_recipe_has_no_rules(recipe):
     assert "NoTraining" in alerts(recipe())
 
 
+def test_alerts_that_are_put_off_make_no_more_alerts(recipe):
+    slo = rules(recipe())["groups"][0]["rules"]
+    counted = [one["expr"] for one in slo if "llm_request" in one["expr"]]
+    assert len(counted) == 4
+    for expr in counted:
+        series = expr.count("llm_request")
+        assert expr.count('endpoint!="/v1/alerts"') == series
+
+
 def test_thresholds_come_from_the_recipe(recipe):
     found = alerts(recipe("observe: {slo: {budget_share: 0.5, down_s: 7}}\nserve: {max_queue: 10}"))
     assert found["BudgetNearlySpent"]["expr"].endswith(">= 0.5")

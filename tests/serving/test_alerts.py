@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import httpx
 import pytest
+import yaml
 from doubles import wait_until
 
 from penstock.errors import LedgerError, RecipeError
@@ -17,7 +18,9 @@ from penstock.ledger import Ledger
 from penstock.ledger.accounts import Accounts
 from penstock.ledger.alarms import Alarms, AlarmState
 from penstock.ledger.api_keys import ApiKeys
+from penstock.project import open_project
 from penstock.recipe import Recipe
+from penstock.serving import production
 from penstock.serving.alerts import AlertDesk
 
 SECRET = "a secret that is long enough"
@@ -274,6 +277,9 @@ def test_an_api_key_opens_nothing_here_and_the_secret_nothing_else(gateway, ledg
     assert answer.status_code == 401
 
 
+_WRITTEN = {"name", "sources", "evaluate", "gate"}
+
+
 def recipe(slo):
     return Recipe.model_validate(
         {
@@ -295,6 +301,21 @@ def test_the_secret_is_the_environments_and_long_enough(monkeypatch, ledger):
     with pytest.raises(RecipeError, match="5 characters") as caught:
         AlertDesk.of(recipe({"secret_env": "MY_SECRET"}), ledger)
     assert "short" not in str(caught.value)
+
+
+def test_a_project_that_is_served_shows_its_ledger_and_takes_alerts_with_a_secret(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe({}).model_dump(mode="json", include=_WRITTEN)))
+    project = open_project(path)
+    _, around = production.served(*project)
+    assert around.alerts is None
+    assert around.metrics.registry.get_sample_value("penstock_ledger_up") == 1
+    monkeypatch.setenv("PENSTOCK_ALERTS_SECRET", SECRET)
+    _, around = production.served(*project)
+    around.alerts.authenticate(BEARER, b"")
+    project.ledger.close()
 
 
 def test_what_was_taken_is_counted(server):

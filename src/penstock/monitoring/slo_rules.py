@@ -22,6 +22,8 @@ Rule = dict[str, Any]
 INTERVAL_S = 30
 _SLOW_INTERVAL_S = 120
 _HOURS_PER_DAY = 24
+# Alerts that are told to come again must not burn a budget, and so make more alerts.
+_OF_USERS = 'endpoint!="/v1/alerts"'
 
 
 class BurnAlert(NamedTuple):
@@ -81,7 +83,7 @@ def this(recipe: Recipe) -> str:
 
 def objectives(recipe: Recipe) -> list[Objective]:
     """What the recipe promises."""
-    slo, only = recipe.observe.slo, this(recipe)
+    slo, only = recipe.observe.slo, f"{this(recipe)}, {_OF_USERS}"
     all_requests = _by_model(f"llm_requests_total{{{only}}}")
     # Where nothing has ever failed there is no series of failures, and that is 0, not unknown.
     failed = _by_model(f'llm_requests_total{{{only}, status=~"5.."}}') + f"\nor 0 * {all_requests}"
@@ -99,7 +101,7 @@ def objectives(recipe: Recipe) -> list[Objective]:
     if slo.first_token is not None:
         out.append(
             _in_time(
-                only,
+                this(recipe),
                 "first_token",
                 "llm_time_to_first_token_seconds",
                 slo.first_token.within_s,
