@@ -83,7 +83,7 @@ def test_grafana_is_told_where_dashboards_and_prometheus_are(files):
 
 
 def test_without_the_sdk_the_error_says_what_to_install(monkeypatch):
-    for name in ("panels", "dashboards"):
+    for name in ("panels", "dashboards", "service_boards", "loop_boards"):
         monkeypatch.delitem(sys.modules, f"penstock.monitoring.{name}")
     monkeypatch.setitem(sys.modules, "grafana_foundation_sdk.builders", None)
     with pytest.raises(MissingExtra, match="grafana-foundation-sdk"):

@@ -92,6 +92,28 @@ class Board:
     rows: tuple[Row, ...]
 
 
+def percentiles(title: str, histogram: str, about: str) -> Panel:
+    """Lines for the median, and for what one in 20 and one in 100 exceed, by model."""
+    buckets = f"sum by (le, model) (rate({histogram}_bucket{{{MODEL}}}{RATE}))"
+    asks = tuple(
+        Ask(f"histogram_quantile({quantile}, {buckets})", f"{{{{model}}}} {name}")
+        for quantile, name in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
+    )
+    return Panel(title, asks, "s", about=about)
+
+
+def now(title: str, expr: str, unit: str, about: str, red_above: float | None = None) -> Panel:
+    """A number as it is now."""
+    return Panel(title, (Ask(expr),), unit, "stat", 4, about, red_above)
+
+
+def lines(
+    title: str, expr: str, legend: str, about: str, unit: str = "short", stacked: bool = False
+) -> Panel:
+    """Lines of one question."""
+    return Panel(title, (Ask(expr, legend),), unit, about=about, stacked=stacked)
+
+
 def as_json(board: Board) -> str:
     """A dashboard as Grafana reads it.
 
