@@ -21,6 +21,7 @@ COMMANDS = (
     ["benchmarks/embeddings.py"],
     ["benchmarks/gate_calibration.py"],
     ["benchmarks/rollout_calibration.py"],
+    ["benchmarks/drift_calibration.py"],
     ["benchmarks/crash.py", "--points", "1000"],
 )
 
