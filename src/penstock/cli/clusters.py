@@ -95,11 +95,54 @@ def export_kubernetes(
     _put(output, bundle(loaded, options), OVERLAYS, force, check)
 
 
+@export_app.command("databricks")
+def export_databricks(
+    output: Output,
+    recipe: RecipePath = DEFAULT,
+    name: Annotated[str | None, typer.Option(help="Null is the recipe's.")] = None,
+    scope: Annotated[str | None, typer.Option(help="The secret scope; null is the name.")] = None,
+    penstock: Annotated[
+        str | None, typer.Option(help="What pip installs, or a wheel's path in a volume.")
+    ] = None,
+    node_type: Annotated[str | None, typer.Option(help="Of the jobs' cluster.")] = None,
+    spark_version: Annotated[str | None, typer.Option(help="Of the jobs' cluster.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Beside the driver: 0.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Quartz cron in UTC; paused.")] = None,
+    retries: Annotated[int | None, typer.Option(help="Of a task: 2.")] = None,
+    retry_delay_s: Annotated[int | None, typer.Option(help="Between tries: 600.")] = None,
+    timeout_s: Annotated[int | None, typer.Option(help="Of a task: six hours.")] = None,
+    set_: Set = None,
+    force: Force = False,
+    check: Check = False,
+) -> None:
+    """Write a bundle with jobs for validation and preparation."""
+    from penstock.orchestrators.databricks import DatabricksOptions, databricks_bundle
+    from penstock.orchestrators.unexpanded import load_unexpanded
+
+    given = {
+        "name": name,
+        "scope": scope,
+        "penstock": penstock,
+        "node_type": node_type,
+        "spark_version": spark_version,
+        "workers": workers,
+        "schedule": schedule,
+        "retries": retries,
+        "retry_delay_s": retry_delay_s,
+        "timeout_s": timeout_s,
+    }
+    loaded = load_unexpanded(recipe, set_ or [], overrides_of(set_))
+    options = DatabricksOptions.checked(loaded.recipe.name, **_given(given))
+    _put(output, databricks_bundle(loaded, options), None, force, check)
+
+
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _put(output: Path, files: Mapping[str, str], theirs: str, force: bool, check: bool) -> None:
+def _put(
+    output: Path, files: Mapping[str, str], theirs: str | None, force: bool, check: bool
+) -> None:
     """Write files, or only check them; those that are the user's are written once."""
     from penstock import printing
     from penstock.exported import check_files, write_files
@@ -107,7 +150,7 @@ def _put(output: Path, files: Mapping[str, str], theirs: str, force: bool, check
     ours = {
         name: text
         for name, text in files.items()
-        if not (name.startswith(theirs) and (output / name).exists())
+        if not (theirs and name.startswith(theirs) and (output / name).exists())
     }
     if check:
         check_files(output, ours)
