@@ -176,7 +176,18 @@ def _ray_job():
 
 
 def _service_monitor():
+    relabeling = {
+        "action": TEXT,
+        "regex": TEXT,
+        "replacement": TEXT,
+        "separator": TEXT,
+        "sourceLabels": _list(TEXT),
+        "targetLabel": TEXT,
+        "modulus": COUNT,
+    }
     endpoint = {
+        "relabelings": _list(_object(relabeling)),
+        "metricRelabelings": _list(_object(relabeling)),
         "port": TEXT,
         "targetPort": {"type": ["string", "integer"]},
         "path": TEXT,

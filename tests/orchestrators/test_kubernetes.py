@@ -119,6 +119,7 @@ def test_every_manifest_is_valid_by_strict_schemas(exports, name):
         ("RayJob", ("spec",)),
         ("RayJob", ("spec", "rayClusterSpec", "headGroupSpec", "template", "spec")),
         ("ServiceMonitor", ("spec", "endpoints", 0)),
+        ("PrometheusRule", ("spec", "groups", 0, "rules", 0)),
     ],
 )
 def test_a_field_that_does_not_exist_is_refused_by_the_same_check(exports, kind, path):
@@ -159,7 +160,7 @@ def test_kustomize_builds_both_overlays_and_development_has_one_gateway(exports,
     }
     assert sizes == {"development": (1, 1), "production": (2, 9)}
     kinds = {overlay: {m["kind"] for m in found} for overlay, found in built.items()}
-    assert kinds["production"] - kinds["development"] == {"ServiceMonitor"}
+    assert kinds["production"] - kinds["development"] == {"ServiceMonitor", "PrometheusRule"}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -195,6 +196,8 @@ def test_each_pod_gets_the_secrets_it_needs_and_no_others(exports):
     collector = environment(next(containers(one(files, "Deployment", "support-collector"))))
     assert "KAFKA_PASSWORD" in run
     assert "KAFKA_PASSWORD" not in gateway
+    assert gateway["PENSTOCK_ALERTS_SECRET"]["secretKeyRef"]["optional"] is True
+    assert "PENSTOCK_ALERTS_SECRET" not in run
     assert isinstance(gateway["OUTSIDE_KEY"], dict)
     assert gateway["LANGFUSE_SECRET_KEY"] == "held-by-the-collector"
     assert isinstance(collector["LANGFUSE_SECRET_KEY"], dict)
@@ -475,6 +478,16 @@ def test_the_collector_takes_what_the_gateway_sends_and_passes_it_on_with_its_ow
     assert set(config["service"]["extensions"]) == set(config["extensions"])
 
 
+def test_series_have_the_label_that_the_rules_ask_for(exports):
+    files = exports["everything"]
+    (endpoint,) = one(files, "ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["relabelings"] == [{"targetLabel": "recipe", "replacement": "support"}]
+    groups = one(files, "PrometheusRule")["spec"]["groups"]
+    exprs = [rule["expr"] for group in groups for rule in group["rules"]]
+    assert any('recipe="support"' in expr for expr in exprs)
+    assert not [m for m in manifests(exports["follows"]) if m["kind"] == "PrometheusRule"]
+
+
 def test_the_volume_is_shared_and_a_bucket_needs_none(exports):
     claim = one(exports["everything"], "PersistentVolumeClaim")
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
@@ -598,6 +611,7 @@ def test_ray_in_the_manifests_is_the_ray_that_is_tested():
     assert f"\nray=={version}\n" in constraints.replace("[", "==").replace("\r", "")
 
 
+@pytest.mark.slow
 def test_mlflow_understands_its_command(exports):
     from mlflow.cli import cli
 

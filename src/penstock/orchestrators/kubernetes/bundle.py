@@ -9,7 +9,7 @@ import yaml
 
 from penstock.orchestrators.kubernetes.gateway import gateway
 from penstock.orchestrators.kubernetes.network import network_policies
-from penstock.orchestrators.kubernetes.observing import collector, service_monitor
+from penstock.orchestrators.kubernetes.observing import collector, prometheus_rule, service_monitor
 from penstock.orchestrators.kubernetes.options import KubernetesOptions
 from penstock.orchestrators.kubernetes.project import Manifest, Project, require_deployable
 from penstock.orchestrators.kubernetes.ray_cluster import ray_service, require_shared_store
@@ -40,8 +40,11 @@ def bundle(loaded: Unexpanded, options: KubernetesOptions) -> dict[str, str]:
     files |= {f"jobs/{name}.yaml": _text([manifest]) for name, manifest in jobs.items()}
     monitored = project.recipe.serve.metrics_port is not None
     if monitored:
-        files["monitoring/service-monitor.yaml"] = _text([service_monitor(project)])
-        files["monitoring/kustomization.yaml"] = _text([_kustomization(["service-monitor.yaml"])])
+        watched = {"service-monitor": service_monitor, "prometheus-rule": prometheus_rule}
+        for name, made in watched.items():
+            files[f"monitoring/{name}.yaml"] = _text([made(project)])
+        names = [f"{name}.yaml" for name in watched]
+        files["monitoring/kustomization.yaml"] = _text([_kustomization(names)])
     files |= _overlays(project, monitored)
     files["README.md"] = readme(project, [*_flat(base), *jobs.values()], list(jobs))
     return dict(sorted(files.items()))

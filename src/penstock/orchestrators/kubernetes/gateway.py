@@ -158,6 +158,8 @@ def _models(project: Project) -> dict[str, Any]:
 def _environment(project: Project) -> list[Manifest]:
     serve = project.recipe.serve
     env = project.environment(serve.models)
+    # Without it the gateway takes no alerts.
+    env.append(project.secret(project.recipe.observe.slo.secret_env, optional=True))
     if serve.traces is not None:
         # The collector has the keys; the gateway only has to have some.
         keys = _TRACE_KEYS.get(serve.traces.to, ())

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from penstock.errors import RecipeError
+from penstock.monitoring.alert_rules import rules
 from penstock.monitoring.trace_targets import target
 from penstock.orchestrators.kubernetes.pods import (
     container,
@@ -151,6 +152,24 @@ def service_monitor(project: Project) -> Manifest:
         "spec": {
             "selector": {"matchLabels": project.labels("gateway")},
             "namespaceSelector": {"matchNames": [project.options.namespace]},
-            "endpoints": [{"port": "metrics", "path": "/metrics", "interval": "15s"}],
+            "endpoints": [
+                {
+                    "port": "metrics",
+                    "path": "/metrics",
+                    "interval": "15s",
+                    # What the rules tell recipes apart by.
+                    "relabelings": [{"targetLabel": "recipe", "replacement": project.recipe.name}],
+                }
+            ],
         },
+    }
+
+
+def prometheus_rule(project: Project) -> Manifest:
+    """The recipe's rules, as Prometheus' operator takes them."""
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": project.metadata(project.part("rules"), "gateway"),
+        "spec": rules(project.recipe),
     }

@@ -87,7 +87,7 @@ def _pod(project: Project) -> Manifest:
         COMPONENT,
         options.image,
         command=["penstock", "run", *project.overrides],
-        env=project.environment(project.recipe),
+        env=_environment(project),
         resources=resources(options.run_cpu, options.run_memory, options.run_gpus),
         volumeMounts=mounts,
     )
@@ -106,7 +106,7 @@ def run_on_ray(project: Project) -> Manifest:
         "train",
         workers=(launcher["workers"],) * 3,
         sizes=resources(str(cpus), options.run_memory, math.ceil(launcher["gpus_per_worker"])),
-        env=project.environment(project.recipe),
+        env=_environment(project),
     )
     return {
         "apiVersion": "ray.io/v1",
@@ -123,7 +123,7 @@ def run_on_ray(project: Project) -> Manifest:
                 project,
                 component=COMPONENT,
                 head_sizes=resources(options.run_cpu, options.run_memory),
-                env=project.environment(project.recipe),
+                env=_environment(project),
                 groups=[group],
             ),
         },
@@ -139,6 +139,20 @@ def entrypoint(project: Project) -> str:
     words = [*project.overrides, *set_words(f"train.launcher={as_word(launcher)}")]
     run = shlex.join(["penstock", "run", *words])
     return f"{run}; code=$?; case $code in 3|4) code=0 ;; esac; exit $code"
+
+
+def _environment(project: Project) -> list[Manifest]:
+    """What the stages read; a candidate is also tried in the backend that will serve it."""
+    recipe = project.recipe
+    return project.environment(
+        recipe.sources,
+        recipe.features,
+        recipe.validate_,
+        recipe.prepare,
+        recipe.train,
+        recipe.evaluate,
+        recipe.serve.models,
+    )
 
 
 def _launcher(project: Project) -> dict[str, Any]:
