@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import typer.main
 import yaml
 from databricks.sdk import WorkspaceClient
 from databricks.sdk.errors import BadRequest, OperationFailed
@@ -16,6 +17,7 @@ from databricks.sdk.service import jobs as sdk
 
 from cluster_recipes import LEAST, loaded
 from databricks_server import serving
+from penstock.cli import app
 from penstock.errors import RecipeError
 from penstock.orchestrators import databricks_task
 from penstock.orchestrators.databricks import (
@@ -165,6 +167,14 @@ def test_a_value_that_the_sdk_does_not_know_is_found(jobs):
     job = copy.deepcopy(jobs["support-data"])
     job["schedule"]["pause_status"] = "SLEEPING"
     assert lost(job) == [".schedule.pause_status"]
+
+
+def test_penstock_understands_every_command_line(jobs):
+    penstock = typer.main.get_command(app)
+    for job in jobs.values():
+        for task in job["tasks"]:
+            command, *line = task["python_wheel_task"]["parameters"]
+            penstock.commands[command].make_context(command, line)
 
 
 def test_the_schedule_is_paused_and_two_runs_of_it_never_meet(jobs):

@@ -4,16 +4,19 @@ import copy
 import functools
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import typer.main
 import yaml
 
 from cluster_recipes import ALL, EVERYTHING, IMAGE, LEAST, exported, loaded
 from manifest_schemas import ValidationError, check
+from penstock.cli import app
 from penstock.cli.options import overrides_of
 from penstock.errors import RecipeError
 from penstock.monitoring.trace_targets import target
@@ -614,6 +617,7 @@ def test_ray_in_the_manifests_is_the_ray_that_is_tested():
 @pytest.mark.slow
 def test_mlflow_understands_its_command(exports):
     from mlflow.cli import cli
+    from mlflow.server.security_utils import is_allowed_host_header
 
     container = next(containers(one(exports["everything"], "Deployment", "support-mlflow")))
     line = container["command"]
@@ -621,7 +625,10 @@ def test_mlflow_understands_its_command(exports):
     server = cli.commands["server"]
     context = server.make_context("server", line[2:])
     assert context.params["artifacts_destination"] == "/srv/mlflow"
-    assert "support-mlflow:5000" in context.params["allowed_hosts"].split(",")
+    hosts = context.params["allowed_hosts"].split(",")
+    for host in ("support-mlflow:5000", "10.1.2.3:5000", "support-mlflow.support.svc:5000"):
+        assert is_allowed_host_header(hosts, host)
+    assert not is_allowed_host_header(hosts, "evil.example.org")
     backend = next(p for p in server.params if p.name == "backend_store_uri")
     assert backend.envvar == "MLFLOW_BACKEND_STORE_URI"
 
@@ -646,6 +653,41 @@ def test_ray_serve_understands_its_config_and_builds_the_application(exports, tm
     ray_store_check.StoreCheck(str(tmp_path)).check_health()
     with pytest.raises(ServingError, match="is not there on"):
         ray_store_check.StoreCheck(str(tmp_path / "nowhere"))
+
+
+def parsed_by(command, line):
+    """A command line as the command itself reads it; fails where it would."""
+    while getattr(command, "commands", None):
+        command = command.commands[line.pop(0)]
+    return command.make_context(command.name, line, resilient_parsing=False).params
+
+
+def test_penstock_understands_every_command_line(exports):
+    penstock = typer.main.get_command(app)
+    seen = set()
+    for files in exports.values():
+        for container in (c for m in manifests(files) for c in containers(m)):
+            if "penstock" in container.get("command", []) + container.get("args", []):
+                line = words(container)[1:]
+                seen.add(line[0])
+                parsed_by(penstock, line)
+    assert seen == {"serve", "run", "model"}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_ray_understands_how_it_is_started(exports):
+    from ray.scripts.scripts import start
+
+    files = exports["everything"]
+    (container,) = containers(one(files, "Deployment", "support-gateway"))
+    line = shlex.split(container["command"][2].partition("&&")[0])
+    assert line[:2] == ["ray", "start"]
+    assert parsed_by(start, line[2:])["address"] == "support-ray-head-svc:6379"
+    for kind in ("RayService", "RayJob"):
+        spec = one(files, kind)["spec"]
+        spec = spec.get("rayClusterConfig") or spec["rayClusterSpec"]
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            parsed_by(start, [f"--{key}={value}" for key, value in group["rayStartParams"].items()])
 
 
 def test_the_recipe_is_loaded_whatever_the_environment_lacks(tmp_path):

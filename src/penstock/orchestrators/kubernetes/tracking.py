@@ -17,6 +17,8 @@ from penstock.orchestrators.unexpanded import STORE_VARIABLES
 
 COMPONENT = "mlflow"
 _ARTIFACTS = "/srv/mlflow"
+# Probes ask by a pod's own address.
+_PRIVATE = ("localhost:*", "10.*", "172.1[6-9].*", "172.2?.*", "172.3[01].*", "192.168.*")
 
 
 def mlflow(project: Project) -> list[Manifest]:
@@ -42,8 +44,7 @@ def command(project: Project) -> list[str]:
     return [
         *("mlflow", "server", "--host", "0.0.0.0", "--port", str(MLFLOW_PORT)),  # noqa: S104
         *("--workers", "2", "--artifacts-destination", place),
-        # The private addresses are there for probes, which ask by a pod's address.
-        *("--allowed-hosts", ",".join([*hosts, "localhost:*", "10.*", "172.*", "192.168.*"])),
+        *("--allowed-hosts", ",".join([*hosts, *_PRIVATE])),
     ]
 
 
