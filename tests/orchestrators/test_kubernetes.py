@@ -510,6 +510,13 @@ def test_another_recipe_is_another_config_map_so_that_pods_roll(tmp_path):
     assert before["immutable"]
 
 
+def test_another_recipe_leaves_the_ray_cluster_as_it_is(tmp_path):
+    before = exported(tmp_path, EVERYTHING)
+    after = exported(tmp_path, EVERYTHING + "  max_queue: 7\n")
+    assert before["base/gateway.yaml"] != after["base/gateway.yaml"]
+    assert before["base/ray.yaml"] == after["base/ray.yaml"]
+
+
 @pytest.mark.parametrize(
     ("written", "secret"),
     [

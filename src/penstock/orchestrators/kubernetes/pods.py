@@ -87,24 +87,25 @@ def shared_memory(size: str) -> tuple[Manifest, Manifest]:
     return volume, {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - where it always is
 
 
-def penstock_volumes(project: Project) -> tuple[list[Manifest], list[Manifest]]:
+def penstock_volumes(
+    project: Project, recipe: bool = True
+) -> tuple[list[Manifest], list[Manifest]]:
     """Volumes of a pod that runs penstock, and their mounts.
 
     The recipe is one mounted file in a folder that can be written: a mounted folder is a
     chain of links, and what is relative to a recipe would start at their end.
+
+    Args:
+        project: Whose.
+        recipe: It is mounted.
     """
     volume, mount = scratch()
-    volumes = [
-        volume,
-        {"name": "work", "emptyDir": {}},
-        {"name": "recipe", "configMap": {"name": project.recipe_map}},
-    ]
-    recipe = {"mountPath": str(HOME / "recipe.yaml"), "subPath": "recipe.yaml", "readOnly": True}
-    mounts = [
-        mount,
-        {"name": "work", "mountPath": str(HOME)},
-        {"name": "recipe", **recipe},
-    ]
+    volumes = [volume, {"name": "work", "emptyDir": {}}]
+    mounts = [mount, {"name": "work", "mountPath": str(HOME)}]
+    if recipe:
+        file = {"mountPath": str(HOME / "recipe.yaml"), "subPath": "recipe.yaml"}
+        volumes.append({"name": "recipe", "configMap": {"name": project.recipe_map}})
+        mounts.append({"name": "recipe", **file, "readOnly": True})
     if project.store_folder is not None:
         claim = {"claimName": project.part("store")}
         volumes.append({"name": "store", "persistentVolumeClaim": claim})

@@ -150,19 +150,20 @@ class Project:
             )
         return slug
 
-    def environment(self, *sections: Any, plain: Mapping[str, str] | None = None) -> list[Manifest]:
+    def environment(self, *sections: Any, recipe: bool = True) -> list[Manifest]:
         """Variables of a container that runs penstock.
 
         Args:
             sections: Parts of the recipe whose ``*_env`` settings it reads.
-            plain: Further values, none of them secret.
+            recipe: It loads the recipe, for which all of its variables must be there.
         """
-        needed = {*self.loaded.variables, *named_variables(sections)}
+        needed = {*(self.loaded.variables if recipe else ()), *named_variables(sections)}
+        plain = {"HOME": "/tmp"}  # noqa: S108 - an emptyDir of the pod's own
+        plain |= {"PENSTOCK_RECIPE": str(HOME / "recipe.yaml")} if recipe else {}
         held = STORE_VARIABLES.get(self.recipe.store.partition("://")[0], ())
         held = (*held, *(("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")))
         return [
-            *values({"PENSTOCK_RECIPE": str(HOME / "recipe.yaml"), "HOME": "/tmp"}),  # noqa: S108
-            *values(plain or {}),
+            *values(plain),
             *(self.secret(name) for name in sorted(needed)),
             *(self.secret(name, optional=True) for name in held if name not in needed),
         ]

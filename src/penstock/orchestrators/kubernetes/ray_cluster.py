@@ -165,13 +165,15 @@ def _group(project: Project, name: str, model: ModelConfig) -> Manifest:
 
 
 def _environment(project: Project) -> list[Manifest]:
-    return project.environment(project.recipe.serve.models)
+    # Replicas are told what to load and read no recipe: another one leaves the cluster as it is.
+    return project.environment(project.recipe.serve.models, recipe=False)
 
 
 def _ray_container(
     project: Project, name: str, sizes: Manifest, env: Sequence[Manifest]
 ) -> tuple[list[Manifest], Manifest]:
-    volumes, mounts = penstock_volumes(project)
+    reads_recipe = any(one["name"] == "PENSTOCK_RECIPE" for one in env)
+    volumes, mounts = penstock_volumes(project, reads_recipe)
     volume, mount = shared_memory("4Gi")
     runs = container(
         name,
