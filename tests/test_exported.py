@@ -1,7 +1,7 @@
 import pytest
 
 from penstock.errors import PenstockError, StoreError
-from penstock.exported import MANIFEST, write_files
+from penstock.exported import MANIFEST, check_files, write_files
 
 
 def test_files_are_written_once_and_then_left_alone(tmp_path):
@@ -47,3 +47,21 @@ def test_a_folder_that_is_none_is_an_error_in_words(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError):
         write_files(tmp_path / "file" / "out", {"a": "1"})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda folder: (folder / "a").unlink(), "There is no"),
+        (lambda folder: (folder / "a").write_text("mine"), "was changed by hand"),
+        (lambda folder: None, "would be written otherwise"),
+    ],
+)
+def test_a_check_says_how_a_file_differs_and_writes_nothing(tmp_path, change, says):
+    write_files(tmp_path, {"a": "1", "b/c": "2"})
+    check_files(tmp_path, {"a": "1", "b/c": "2"})
+    change(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(PenstockError, match=says):
+        check_files(tmp_path, {"a": "2", "b/c": "2"})
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before

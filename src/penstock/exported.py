@@ -54,6 +54,27 @@ def write_files(folder: Path, files: Mapping[str, str], force: bool = False) -> 
     return [folder / name for name in changed]
 
 
+def check_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Look whether the files are what would be written.
+
+    Raises:
+        PenstockError: One is missing, older, or changed by hand.
+    """
+    with store_errors(folder):
+        before = _manifest(folder)
+        for name, text in files.items():
+            there = _read(folder / name)
+            if there == text:
+                continue
+            if there is None:
+                raise PenstockError(f"There is no {folder / name}.", "Export without --check.")
+            older = _digest(there) == before.get(name)
+            why = "would be written otherwise" if older else "was changed by hand"
+            raise PenstockError(
+                f"{folder / name} {why}.", "Export again; --force if changed by hand."
+            )
+
+
 def _manifest(folder: Path) -> dict[str, str]:
     text = _read(folder / MANIFEST)
     try:

@@ -13,6 +13,7 @@ import typer
 
 from penstock import __version__
 from penstock.cli import (
+    clusters,
     data,
     drift,
     export,
@@ -34,7 +35,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (start, loop, data, gate, models, rollout, serving, keys, export, observers, drift):
+for part in (
+    start,
+    loop,
+    data,
+    gate,
+    models,
+    rollout,
+    serving,
+    keys,
+    export,
+    clusters,
+    observers,
+    drift,
+):
     app.add_typer(part.app)
 
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C, as shells do
