@@ -6,6 +6,7 @@ from pydantic import Field
 
 from penstock.drift_section import DriftSection
 from penstock.section import Section
+from penstock.slo_section import Slo
 
 
 class Observe(Section):
@@ -16,3 +17,4 @@ class Observe(Section):
         description="Whether requests and answers have changed. Null: nobody looks. `{}` takes "
         "the defaults.",
     )
+    slo: Slo = Slo()

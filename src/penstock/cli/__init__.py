@@ -12,7 +12,20 @@ from typing import Annotated
 import typer
 
 from penstock import __version__
-from penstock.cli import data, drift, export, gate, keys, loop, models, rollout, serving, start
+from penstock.cli import (
+    clusters,
+    data,
+    drift,
+    export,
+    gate,
+    keys,
+    loop,
+    models,
+    observers,
+    rollout,
+    serving,
+    start,
+)
 from penstock.errors import LedgerError, PenstockError
 
 app = typer.Typer(
@@ -22,7 +35,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (start, loop, data, gate, models, rollout, serving, keys, export, drift):
+for part in (
+    start,
+    loop,
+    data,
+    gate,
+    models,
+    rollout,
+    serving,
+    keys,
+    export,
+    clusters,
+    observers,
+    drift,
+):
     app.add_typer(part.app)
 
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C, as shells do
