@@ -24,14 +24,24 @@ def run(
         str | None, typer.Option("--from", help="Take all before this stage from the ledger.")
     ] = None,
     force: Annotated[list[str] | None, typer.Option(help="Run this stage again.")] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="Your name for the run: there is one of it, to be gone on with."),
+    ] = None,
     set_: Set = None,
     json_: Json = False,
 ) -> None:
     """Run the loop once: only what is missing runs."""
     from penstock import printing
+    from penstock.orchestrators.base import checked_key
 
+    if key is not None and (until or start or force):
+        raise RecipeError("--key is about a whole run.", "Leave out --until, --from and --force.")
     pipeline = open_recipe(recipe, set_, quiet=json_)
-    report = pipeline.run(until=until, start=start, force=tuple(force or ()))
+    if key is None:
+        report = pipeline.run(until=until, start=start, force=tuple(force or ()))
+    else:
+        report = pipeline.run_named(checked_key(key))
     printing.as_json(report) if json_ else printing.report_table(report)
     raise typer.Exit(report.exit_code)
 
