@@ -376,7 +376,7 @@ class Watch:
 
     def _carry_on_there(self, on: Start, run: RunRecord | None, story: Story) -> None:
         now_s = self._loop.log.now_s()
-        if on.key not in story.told and run is None:
+        if on.key not in story.told:
             self._ask(on.key, story)
             return
         limits = self._limits
