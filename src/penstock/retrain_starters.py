@@ -40,8 +40,8 @@ class Here:
         """Begin the run of this name or go on with it, unless a process of ours is at it."""
         if self._running is None or self._running[0] != key:
             self.close()
-            child = child_process.running(self._command(key))
-            self._running = key, self._stack.enter_context(child)
+            child = self._stack.enter_context(child_process.running(self._command(key)))
+            self._running = key, child
             return None
         child = self._running[1]
         code = child.process.poll()
