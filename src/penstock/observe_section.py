@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from penstock.drift_section import DriftSection
 from penstock.retrain_section import RetrainSection
 from penstock.section import Section
 
@@ -11,6 +12,11 @@ from penstock.section import Section
 class Observe(Section):
     """What is looked at while a version serves; none of it enters a fingerprint."""
 
+    drift: DriftSection | None = Field(
+        None,
+        description="Whether requests and answers have changed. Null: nobody looks. `{}` takes "
+        "the defaults.",
+    )
     retrain: RetrainSection | None = Field(
         None,
         description="When the next run starts by itself. Null: a person starts each. `{}` takes "
