@@ -119,7 +119,7 @@ class DayTable(Table):
         with store_errors(self.folder.url):
             for name in _files_between(handle, start_ms, end_ms):
                 rows = pq.read_table(
-                    self.folder.opened(name), columns=columns, filters=span, partitioning=None
+                    self.folder.opened(name), columns=list(columns), filters=span, partitioning=None
                 )
                 batches += [conform(batch, schema) for batch in rows.to_batches()]
         return pa.Table.from_batches(batches, schema)

@@ -1,4 +1,4 @@
-"""What the watcher looks at itself: whether there are new data, and enough was said of answers."""
+"""What the watcher looks at itself: new data, what was said of answers, and drift."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from collections import Counter
 from dataclasses import asdict
 
 from penstock.artifacts import digest_of
+from penstock.drift_section import DriftSection
 from penstock.ledger.alarms import Alarm, Alarms
 from penstock.pipeline import Pipeline
+from penstock.retrain import Sensor
 from penstock.retrain_section import NewData, NewFeedback, RetrainSection
 from penstock.stages import ingest
 from penstock.traffic import Traffic
+
+
+# A window's rows are written within two minutes of its end.
+_DRIFT_EVERY_S = 300.0
 
 
 class Every:
@@ -108,9 +114,28 @@ class NewFeedbackSensor:
         self._alarms.raise_(Alarm(self._recipe, "feedback", key, time.time(), "info", evidence))
 
 
-def sensors(pipeline: Pipeline, section: RetrainSection) -> list[NewDataSensor | NewFeedbackSensor]:
+class DriftSensor:
+    """Looks at the windows of the request log that are over; the check raises the alarms."""
+
+    def __init__(self, pipeline: Pipeline, section: DriftSection) -> None:
+        self._pipeline = pipeline
+        self._every = Every(min(section.window_s / 4, _DRIFT_EVERY_S))
+
+    def look(self) -> None:
+        """Check, if it is time and something serves."""
+        recipe, ledger = self._pipeline.recipe, self._pipeline.ledger
+        if not self._every.is_due() or not ledger.pointer(recipe.model_name, recipe.deploy.alias):
+            return
+        from penstock.monitoring.drift import DriftWatch
+
+        DriftWatch(recipe, self._pipeline.store, ledger).check()
+
+
+def sensors(pipeline: Pipeline, section: RetrainSection) -> list[Sensor]:
     """What a recipe wants to be looked at."""
-    found: list[NewDataSensor | NewFeedbackSensor] = []
+    found: list[Sensor] = []
+    if pipeline.recipe.observe.drift is not None:
+        found.append(DriftSensor(pipeline, pipeline.recipe.observe.drift))
     if section.new_data is not None:
         found.append(NewDataSensor(pipeline, section.new_data))
     if section.new_feedback is not None:

@@ -15,6 +15,7 @@ from penstock import __version__
 from penstock.cli import (
     alarms,
     data,
+    drift,
     export,
     gate,
     keys,
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (start, loop, data, gate, models, rollout, serving, keys, watch, alarms, export):
+for part in (start, loop, data, gate, models, rollout, serving, keys, drift, watch, alarms, export):
     app.add_typer(part.app)
 
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C, as shells do

@@ -102,22 +102,35 @@ def check_alike(before: Vectors, after: Vectors) -> None:
     Raises:
         EvaluationError: They cannot.
     """
-    for name, vectors in (("reference", before), ("window", after)):
-        if vectors.ndim != 2:
-            raise EvaluationError(
-                f"The {name}'s vectors have shape {vectors.shape}, not (rows, dimensions)."
-            )
-        num_bad = int((~np.isfinite(vectors)).any(axis=1).sum())
-        if num_bad:
-            raise EvaluationError(
-                f"{num_bad:,} of the {name}'s {len(vectors):,} vectors hold NaN or an infinity.",
-                "The embedding model is damaged, or was given something other than text.",
-            )
+    check_finite("reference", before)
+    check_finite("window", after)
     if before.shape[1] != after.shape[1]:
         raise EvaluationError(
             f"The reference's vectors have {before.shape[1]} dimensions, and the window's "
             f"{after.shape[1]}: they are of different embedding models.",
             "Embed both with the same model.",
+        )
+
+
+def check_finite(whose: str, vectors: Vectors) -> None:
+    """See that vectors are numbers.
+
+    Args:
+        whose: For the message.
+        vectors: Shape (n, d).
+
+    Raises:
+        EvaluationError: They have another shape, or one holds NaN or an infinity.
+    """
+    if vectors.ndim != 2:
+        raise EvaluationError(
+            f"The vectors of the {whose} have shape {vectors.shape}, not (rows, dimensions)."
+        )
+    num_bad = int((~np.isfinite(vectors)).any(axis=1).sum())
+    if num_bad:
+        raise EvaluationError(
+            f"{num_bad:,} of the {len(vectors):,} vectors of the {whose} hold NaN or an infinity.",
+            "The embedding model is damaged, or was given something other than text.",
         )
 
 

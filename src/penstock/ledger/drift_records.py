@@ -61,13 +61,14 @@ class DriftRecords:
                 return False
         return True
 
-    def of(self, recipe: str, stream: str) -> list[DriftRecord]:
-        """All results of a stream, oldest first."""
+    def of(self, recipe: str, stream: str, upto: int | None = None) -> list[DriftRecord]:
+        """Results of a stream, oldest first; all, or the first so many."""
         table = schema.drift_windows
         query = (
             sa.select(table)
             .where(table.c.recipe == recipe, table.c.stream == stream)
             .order_by(table.c.start_ms)
+            .limit(upto)
         )
         with self._database.read() as connection:
             rows = connection.execute(query).mappings().all()

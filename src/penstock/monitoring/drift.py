@@ -33,6 +33,7 @@ from penstock.gates.shifts import Shift, holm, length_shift, share_shift, share_
 from penstock.gates.stream_alarm import Budget, FloatArray, Moment, Seen, follow
 from penstock.gates.two_sample import Vectors, compare, fourier_features
 from penstock.ledger import Ledger, ModelVersion, Move
+from penstock.ledger.alarms import Alarm, Alarms
 from penstock.ledger.drift_records import DriftRecord, DriftRecords
 from penstock.monitoring.logged_texts import (
     Logged,
@@ -63,6 +64,8 @@ REVISION = 1
 _STREAM_BANDWIDTH = 1.0
 _STREAM_FREQUENCIES = 256
 _CLAIM_PAUSE_S = 0.2
+# Of so many windows since a promotion, the first rows are what later ones are compared with.
+_FIRST_WINDOWS = 14
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,16 @@ class Judged:
 
     record: DriftRecord
     moment: Moment | None
+
+    @property
+    def window(self) -> Window:
+        """When."""
+        return Window(self.record.start_ms, self.record.end_ms)
+
+    @property
+    def name(self) -> str:
+        """When it begins, in UTC."""
+        return self.window.name
 
 
 @dataclass(frozen=True)
@@ -134,6 +147,7 @@ class DriftWatch:
         self.log = Traffic.of(store).log
         folder = store.table_at(FOLDER).folder
         self._kept = KeptSamples(folder, self.embedding.digest)
+        self._first: dict[TextColumn, Sample] = {}
 
     @cached_property
     def against(self) -> tuple[Against, ...]:
@@ -171,7 +185,9 @@ class DriftWatch:
                 if window.start_ms not in known:
                     self.records.add(self._record(window))
             self._expire(now_ms)
-        return self.status()
+        status = self.status()
+        self._raise(status)
+        return status
 
     def status(self) -> Status:
         """What was found so far, without looking further."""
@@ -190,23 +206,45 @@ class DriftWatch:
             tuple(Judged(one, after.get(one.start_ms)) for one in records),
         )
 
-    def sample(self, window: Window, column: TextColumn) -> Sample | None:
-        """What is known of a window's texts; None if there are none, or no longer."""
-        chosen = self._chosen(window)
-        return self._measured_window(window, column, chosen)
+    def sample(
+        self, window: Window, column: TextColumn, chosen: Logged | None = None
+    ) -> Sample | None:
+        """What is known of a window's texts; None if there are none, or no longer.
+
+        Args:
+            window: When.
+            column: Which texts.
+            chosen: Which responses, where that is known already.
+        """
+        key = digest_of([self.recipe.name, self.stream, window.start_ms, column])[:40]
+        day = day_of(window.start_ms).isoformat()
+        kept = self._kept.get(day, key)
+        if kept is not None:
+            return kept
+        texts = texts_of(self.log, (chosen or self._chosen(window)).ids, column)
+        if not texts:
+            return None
+        sample = measured(list(texts), list(texts.values()), self.embedding)
+        self._kept.put(day, key, sample)
+        return sample
 
     def reference(self, against: Against, column: TextColumn, window: Window) -> Sample | None:
         """What a window is compared with; None if there is nothing yet."""
         if against == "training":
             return self._training[column]
+        if column in self._first:
+            return self._first[column]
         samples: list[Sample] = []
-        for record in self.records.of(self.recipe.name, self.stream):
-            if record.start_ms >= window.start_ms or _num(samples) >= self.section.max_rows:
-                break
-            if record.found["signals"]:
+        for record in self.records.of(self.recipe.name, self.stream, upto=_FIRST_WINDOWS):
+            if record.start_ms < window.start_ms and record.found["signals"]:
                 found = self.sample(Window(record.start_ms, record.end_ms), column)
                 samples += [] if found is None else [found]
-        return Sample.joined(samples).first(self.section.max_rows) if samples else None
+        if not samples:
+            return None
+        joined = Sample.joined(samples).first(self.section.max_rows)
+        if len(joined) == self.section.max_rows:
+            self._first[column] = joined
+        return joined
 
     def training_column(self, column: TextColumn) -> str:
         """The column of the training rows that a text corresponds to."""
@@ -214,6 +252,14 @@ class DriftWatch:
         return columns[0] if column == "input" else columns[-1]
 
     # -- inside --------------------------------------------------------------
+
+    def _raise(self, status: Status) -> None:
+        """Raise what the stream says; what was raised before stays one alarm."""
+        alarms = Alarms(self.ledger)
+        for one in status.alarms:
+            key = f"version {status.version}, move {self.move.epoch}, window {one.name}"
+            evidence = alarm_evidence(one, status)
+            alarms.raise_(Alarm(status.recipe, "drift", key, time.time(), evidence=evidence))
 
     def _windows(self, now_ms: int) -> list[Window]:
         log = self.recipe.serve.log
@@ -246,7 +292,7 @@ class DriftWatch:
             return found | {"note": f"{chosen.num_conversations:,} conversations, {needed}"}
         samples: dict[TextColumn, Sample] = {}
         for column in self.section.columns:
-            sample = self._measured_window(window, column, chosen)
+            sample = self.sample(window, column, chosen)
             num_texts = 0 if sample is None else len(sample)
             if sample is None or num_texts < self.section.min_rows:
                 return found | {"note": _too_few_texts(column, num_texts, self.section.min_rows)}
@@ -294,19 +340,6 @@ class DriftWatch:
     def _chosen(self, window: Window) -> Logged:
         return choose(self.log, window, self.model.digest, self.section.max_rows)
 
-    def _measured_window(self, window: Window, column: TextColumn, chosen: Logged) -> Sample | None:
-        key = digest_of([self.recipe.name, self.stream, window.start_ms, column])[:40]
-        day = day_of(window.start_ms).isoformat()
-        kept = self._kept.get(day, key)
-        if kept is not None:
-            return kept
-        texts = texts_of(self.log, chosen.ids, column)
-        if not texts:
-            return None
-        sample = measured(list(texts), list(texts.values()), self.embedding)
-        self._kept.put(day, key, sample)
-        return sample
-
     @cached_property
     def _training(self) -> dict[TextColumn, Sample]:
         return {column: self._training_sample(column) for column in self.section.columns}
@@ -352,6 +385,20 @@ class DriftWatch:
             yield
 
 
+def alarm_evidence(one: Judged, status: Status) -> dict[str, Any]:
+    """What an alarm rests on, as JSON values; no texts."""
+    assert one.moment is not None
+    signals = sorted(one.moment.by_signal.items(), key=lambda item: -item[1])
+    return {
+        "window": one.name,
+        "version": status.version,
+        "statistic": one.moment.statistic,
+        "threshold": status.threshold,
+        "num_windows": one.moment.num_windows,
+        "signals": dict(signals),
+    }
+
+
 def _serving(recipe: Recipe, ledger: Ledger) -> tuple[Move, ModelVersion]:
     name, alias = recipe.model_name, recipe.deploy.alias
     moves = ledger.history(name, alias)
@@ -367,10 +414,6 @@ def _too_few_texts(column: str, num_texts: int, needed: int) -> str:
     if num_texts == 0:
         return f"no {column} texts are in the log: serve.log.content was off"
     return f"{num_texts:,} {column} texts, {needed:,} needed"
-
-
-def _num(samples: Sequence[Sample]) -> int:
-    return sum(map(len, samples))
 
 
 def _place(vectors: Vectors) -> FloatArray:

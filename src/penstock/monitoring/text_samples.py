@@ -24,7 +24,7 @@ from penstock.artifacts import digest_of, file_digest, store_errors
 from penstock.encoder import PACKAGED, Encoder, is_cross_encoder, model_files, packaged_folder
 from penstock.errors import RecipeError
 from penstock.folders import Folder
-from penstock.gates.two_sample import Vectors
+from penstock.gates.two_sample import Vectors, check_finite
 
 # An encoder reads some hundred tokens: what comes after these characters it never sees.
 _READ_CHARACTERS = 4_000
@@ -136,10 +136,15 @@ def measured(ids: Sequence[str], texts: Sequence[str], encode: Encode) -> Sample
         ids: One for each text.
         texts: At least one.
         encode: Makes vectors.
+
+    Raises:
+        EvaluationError: A vector holds what is not a number.
     """
+    vectors = encode(texts)
+    check_finite("texts", vectors)
     return Sample(
         tuple(ids),
-        encode(texts),
+        vectors,
         np.array([len(text) for text in texts], np.int64),
         tuple(_languages(texts)),
         np.array(_refusals(texts), bool),
@@ -161,12 +166,12 @@ class KeptSamples:
         """A sample that was kept; None if it was not, or only half."""
         import pyarrow.parquet as pq
 
-        name = f"{day}/{key}.parquet"
+        folder, name = self._folder / day, f"{key}.parquet"
         with store_errors(self._folder.url):
-            if name not in self._folder.files():
+            if name not in folder.files():
                 return None
             try:
-                table = pq.read_table(self._folder.opened(name), partitioning=None)
+                table = pq.read_table(folder.opened(name), partitioning=None)
             except pa.ArrowInvalid:  # what a kill left: its end is missing
                 return None
         return _sample(table)
