@@ -15,7 +15,6 @@ from penstock.retrain_section import NewData, NewFeedback, RetrainSection
 from penstock.stages import ingest
 from penstock.traffic import Traffic
 
-
 # A window's rows are written within two minutes of its end.
 _DRIFT_EVERY_S = 300.0
 
