@@ -28,7 +28,7 @@ test: setup-dev
 	scripts/install-services.sh
 	@# What cannot be made is said by the tests that are skipped for it.
 	-printf '%s\n' actionlint deepspeed feast phoenix soda spark | xargs -n 1 -P 2 scripts/make-env.sh
-	$(BIN)/pytest $(SIDE_BY_SIDE)
+	$(BIN)/pytest $(SIDE_BY_SIDE) --durations 40 --durations-min 10
 
 test-fast: setup-dev
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow"
