@@ -61,6 +61,7 @@ class Orchestrator:
         if self.away:
             raise SourceUnavailable("Airflow does not answer.", "Start it.")
         self.asked.append((key, conf))
+        return f"airflow:{key}"
 
     def close(self):
         pass
@@ -76,9 +77,11 @@ class Tasks(Orchestrator):
     def carry_on(self, key, conf):
         super().carry_on(key, conf)
         for _ in range(2):
-            run = self.ledger.start_run(RECIPE.name, "", "", {}, attended=False, key=key)
+            name = f"airflow:{key}"
+            run = self.ledger.start_run(RECIPE.name, "", "", {}, attended=False, key=name)
             if run.status == "RUNNING":
                 self.ledger.end_run(run.id, "BLOCKED", "as the test says")
+        return name
 
 
 class World:

@@ -283,7 +283,7 @@ def test_an_orchestrator_that_is_down_loses_nothing_and_is_told_once_when_it_is_
     [(key, conf)] = there.asked
     assert conf == {"alarms": [1], "key": key}
     # Its tasks open the run under that key.
-    run = ledger.start_run(RECIPE.name, "", "", {}, attended=False, key=key)
+    run = ledger.start_run(RECIPE.name, "", "", {}, attended=False, key=f"airflow:{key}")
     assert world.outcomes == [None]
     ledger.end_run(run.id, "SUCCEEDED", "version 2 is in production")
     world.ticks()
@@ -305,7 +305,7 @@ def test_a_job_that_ends_unknown_counts_as_a_failure(ledger):
     world.set(max_failures=1)
     world.alarm()
     world.ticks()
-    ledger.start_run(RECIPE.name, "", "", {}, attended=False, key=world.starter.asked[0][0])
+    ledger.start_run(RECIPE.name, "", "", {}, False, f"airflow:{world.starter.asked[0][0]}")
     world.ticks()
     assert world.outcomes == [None]
     shift(world, schema.runs.c.started_s, -7201.0)
@@ -319,7 +319,7 @@ def test_a_task_that_failed_may_be_tried_again_by_its_orchestrator(ledger):
     world = World(ledger, starter=Orchestrator())
     world.alarm()
     world.ticks()
-    key = world.starter.asked[0][0]
+    key = f"airflow:{world.starter.asked[0][0]}"
     run = ledger.start_run(RECIPE.name, "", "", {}, attended=False, key=key)
     ledger.end_run(run.id, "FAILED", "the source is away")
     world.ticks()
@@ -334,7 +334,7 @@ def test_a_task_that_has_failed_for_good_is_a_failure(ledger):
     world = World(ledger, starter=Orchestrator(), lost_after_s=0.01)
     world.alarm()
     world.ticks(1)
-    run = ledger.start_run(RECIPE.name, "", "", {}, attended=False, key=world.starter.asked[0][0])
+    run = ledger.start_run(RECIPE.name, "", "", {}, False, f"airflow:{world.starter.asked[0][0]}")
     ledger.end_run(run.id, "FAILED", "no disk")
     time.sleep(0.02)
     world.ticks()

@@ -123,7 +123,7 @@ def test_an_orchestrator_that_is_not_installed_is_said(penstock, folder, monkeyp
     from penstock import retrain_starters
     from penstock.errors import MissingExtra
 
-    monkeypatch.setitem(retrain_starters._TRIGGERS, "dagster", "penstock.nothing:trigger")
+    monkeypatch.setitem(retrain_starters._TRIGGERS, "dagster", ("penstock.nothing:trigger", "{}"))
     asked = RECIPE | {"observe": {"retrain": {"through": "dagster"}}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(asked))
     with pytest.raises(MissingExtra, match="dagster"):

@@ -59,7 +59,8 @@ class Starter(Protocol):
         """See that the run of this name begins, or goes on; asked again and again.
 
         Returns:
-            Why it has ended without coming to its end, or None.
+            Here: why it has ended without coming to its end, or None. Of an orchestrator:
+            the key under which its tasks open the run.
 
         Raises:
             PenstockError: It cannot be started now.
@@ -94,7 +95,8 @@ class Story:
         approved_up_to: The last alarm for which a start is agreed to.
         resumed_s: When a person last resumed the loop.
         gist: Of the last decision.
-        told: Names of runs that an orchestrator has, and when it was told.
+        told: Names of runs that an orchestrator has -> when it was told, and what its tasks
+            call the run.
         troubles: Name of a run -> what kept it from starting, in order.
     """
 
@@ -104,7 +106,7 @@ class Story:
     approved_up_to: int
     resumed_s: float
     gist: tuple[str, str, int | None] | None
-    told: Mapping[str, float]
+    told: Mapping[str, tuple[float, str]]
     troubles: Mapping[str, Sequence[str]]
 
     @property
@@ -117,7 +119,7 @@ def read(lines: Iterable[Logged]) -> Story:
     """Sum up a log."""
     starts: dict[str, Start] = {}
     paused, approved, resumed_s, gist, epoch = None, 0, 0.0, None, 0
-    told: dict[str, float] = {}
+    told: dict[str, tuple[float, str]] = {}
     troubles: dict[str, list[str]] = {}
     for line in lines:
         epoch, key = line.epoch, line.start_key or ""
@@ -130,7 +132,7 @@ def read(lines: Iterable[Logged]) -> Story:
                     key, starts[key].at_s, known["outcome"], line.at_s, known["duration_s"]
                 )
             case Line.STARTED:
-                told[key] = line.at_s
+                told[key] = line.at_s, str(line.evidence["key"])
             case Line.TROUBLE:
                 troubles.setdefault(key, []).append(line.reason)
             case Line.PAUSE:
@@ -347,7 +349,8 @@ class Watch:
         on = story.on
         if on is None:
             return story
-        run = self._loop.run_of(on.key)
+        _, name = story.told.get(on.key, (0.0, on.key))
+        run = self._loop.run_of(name)
         outcome = None if run is None else self._loop.outcome(run)
         if outcome is not None and run is not None:
             return self._end(on.key, outcome, run.message, run)
@@ -381,7 +384,7 @@ class Watch:
             return
         limits = self._limits
         if run is None:
-            if now_s - story.told[on.key] > limits.lost_after_s:
+            if now_s - story.told[on.key][0] > limits.lost_after_s:
                 reason = f"the orchestrator was told {limits.lost_after_s:.0f} s ago, nothing began"
                 self._end(on.key, "UNKNOWN", reason, None)
         elif run.status in ("FAILED", "INTERRUPTED"):
@@ -395,14 +398,17 @@ class Watch:
     def _ask(self, key: str, story: Story) -> None:
         """Tell the orchestrator; under the same name it may be told again."""
         try:
-            self._starter.carry_on(key, self._conf(key))
+            name = self._starter.carry_on(key, self._conf(key))
         except PenstockError as error:
             words = f"{error.message} {error.hint}".strip()
             if words not in story.troubles.get(key, ())[-1:]:
                 self._loop.log.add(Entry(Line.TROUBLE, words, start_key=key))
             self._complain(key, error)
         else:
-            self._loop.log.add(Entry(Line.STARTED, "the orchestrator has it", start_key=key))
+            evidence = {"key": name or key}
+            self._loop.log.add(
+                Entry(Line.STARTED, f"the orchestrator has it as {name}", evidence, key)
+            )
 
     def _end(self, key: str, outcome: str, reason: str, run: RunRecord | None) -> Story:
         took_s = None if run is None or run.ended_s is None else run.ended_s - run.started_s

@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from penstock import child_process
@@ -13,12 +14,14 @@ from penstock.errors import MissingExtra
 from penstock.pipeline import Pipeline
 from penstock.retrain import Starter
 
-Trigger = Callable[..., object]
-# Each starts a run of the recipe's flow under a key, once however often it is asked.
+# Recipe's file, key and conf -> what the orchestrator calls the run. However often it is
+# asked for a key, there is one run.
+Trigger = Callable[[Path, str, Mapping[str, Any]], str]
+# Where each is, and the key under which the tasks of the run that it starts open it.
 _TRIGGERS = {
-    "airflow": "penstock.orchestrators.airflow_api:trigger",
-    "dagster": "penstock.orchestrators.dagster:trigger",
-    "prefect": "penstock.orchestrators.prefect:trigger",
+    "airflow": ("penstock.orchestrators.airflow_api:trigger", "airflow:{}"),
+    "dagster": ("penstock.orchestrators.dagster_api:trigger", "dagster:{}"),
+    "prefect": ("penstock.orchestrators.prefect_api:trigger", "prefect:{}"),
 }
 
 
@@ -75,18 +78,19 @@ class Orchestrated:
     Args:
         pipeline: Whose.
         trigger: Starts a run under a key.
+        named: How its tasks name the run to Penstock, with a place for its own name.
     """
 
     is_here = False
 
-    def __init__(self, pipeline: Pipeline, trigger: Trigger) -> None:
+    def __init__(self, pipeline: Pipeline, trigger: Trigger, named: str) -> None:
         self._pipeline = pipeline
         self._trigger = trigger
+        self._named = named
 
     def carry_on(self, key: str, conf: Mapping[str, Any]) -> str | None:
-        """Tell the orchestrator."""
-        self._trigger(self._pipeline.recipe, key, dict(conf))
-        return None
+        """Tell the orchestrator; returns what its tasks will call the run."""
+        return self._named.format(self._trigger(self._pipeline.path.resolve(), key, dict(conf)))
 
     def close(self) -> None:
         """Leave the run to its orchestrator."""
@@ -100,9 +104,10 @@ def starter(pipeline: Pipeline, through: str) -> Starter:
     """
     if through == "here":
         return Here(pipeline)
-    module, _, name = _TRIGGERS[through].partition(":")
+    address, named = _TRIGGERS[through]
+    module, _, name = address.partition(":")
     try:
         trigger = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         raise MissingExtra(through, through) from None
-    return Orchestrated(pipeline, trigger)
+    return Orchestrated(pipeline, trigger, named)

@@ -240,8 +240,8 @@ class RequestsSource:
         if correction is not None:
             if not was_known or correction.place[0] > since.feedback:
                 key = "{}/{}.{}".format(name, *correction.place)
-                by = correction.tenant, correction.rater
-                yield _Verdict("correction", now.score, correction.text, key, by)
+                whose = correction.tenant, correction.rater
+                yield _Verdict("correction", now.score, correction.text, key, whose)
         elif self._is_good(now.score) and not (was_known and self._was_good(said, since)):
             raters = {(one.tenant, one.rater) for one in said if one.score is not None}
             by = next(iter(raters)) if len(raters) == 1 else None
