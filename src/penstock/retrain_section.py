@@ -37,7 +37,7 @@ class NewFeedback(Section):
 class RetrainSection(Section):
     """`penstock watch`: which alarms start a run, and how often."""
 
-    on: dict[Kind, Severity] = Field(
+    alarms: dict[Kind, Severity] = Field(
         {"drift": "warning", "quality": "warning", "feedback": "info", "schedule": "info"},
         description="Kind of alarm -> the least severity that starts a run: info, warning or "
         "critical. Kinds that are not named start none. `alert` is from Alertmanager.",
@@ -88,7 +88,7 @@ class RetrainSection(Section):
         from penstock.gates.retrain_policy import RetrainPolicy
 
         return RetrainPolicy(
-            on={str(kind): str(least) for kind, least in self.on.items()},
+            on={str(kind): str(least) for kind, least in self.alarms.items()},
             debounce_s=self.debounce_s,
             cooldown_s=self.cooldown_s,
             max_runs_per_week=self.max_runs_per_week,

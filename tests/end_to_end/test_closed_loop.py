@@ -1,8 +1,8 @@
 """The loop closes by itself, with simulated users: ``make closed-loop``, a little shorter."""
 
 import pytest
-
 from benchmarks.closed_loop import play
+
 from drift_world import HashedWords
 
 pytestmark = pytest.mark.slow
