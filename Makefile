@@ -1,4 +1,4 @@
-# demo · test · test-fast · test-vllm · check · bench: each sets up what it needs.
+# demo · closed-loop · test · test-fast · test-vllm · check · bench: each sets up what it needs.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,10 +19,14 @@ export DO_NOT_TRACK := 1
 # Some images forbid it, and then every process compiles what it imports: seconds each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-vllm check bench setup setup-dev clean
+.PHONY: demo closed-loop test test-fast test-vllm check bench setup setup-dev clean
 
 demo: setup
 	$(BIN)/penstock demo
+
+# Users change, an alarm, one retraining, a trial, a better model; then poisoned feedback.
+closed-loop: setup-dev
+	$(BIN)/python -m benchmarks.closed_loop
 
 test: setup-dev
 	scripts/install-services.sh

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from penstock.drift_section import DriftSection
+from penstock.retrain_section import RetrainSection
 from penstock.section import Section
 from penstock.slo_section import Slo
 
@@ -18,3 +19,8 @@ class Observe(Section):
         "the defaults.",
     )
     slo: Slo = Slo()
+    retrain: RetrainSection | None = Field(
+        None,
+        description="When the next run starts by itself. Null: a person starts each. `{}` takes "
+        "the defaults.",
+    )

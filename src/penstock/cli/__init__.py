@@ -13,6 +13,7 @@ import typer
 
 from penstock import __version__
 from penstock.cli import (
+    alarms,
     clusters,
     data,
     drift,
@@ -25,6 +26,7 @@ from penstock.cli import (
     rollout,
     serving,
     start,
+    watch,
 )
 from penstock.errors import LedgerError, PenstockError
 
@@ -48,6 +50,8 @@ for part in (
     clusters,
     observers,
     drift,
+    watch,
+    alarms,
 ):
     app.add_typer(part.app)
 
