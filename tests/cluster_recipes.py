@@ -37,6 +37,7 @@ sources:
     security: {protocol: sasl_ssl, username: penstock, password_env: KAFKA_PASSWORD}
 evaluate: {tasks: [held_out]}
 gate: {max: {held_out: 8.0}}
+observe: {retrain: {}}
 train: {launcher: {ray: {workers: 4, cpus_per_worker: 8, gpus_per_worker: 1}}}
 serve:
   keys: true
@@ -64,6 +65,7 @@ serve:
 FOLLOWS = """\
 name: support
 store: .penstock
+observe: {retrain: {through: airflow}}
 ledger: postgresql://penstock@db.example.org:6432/penstock
 sources: {rows: {type: files, paths: [rows.jsonl]}}
 evaluate: {tasks: [held_out]}

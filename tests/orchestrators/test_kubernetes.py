@@ -435,6 +435,22 @@ def test_a_run_that_cannot_get_better_is_not_tried_again(exports):
     assert not [m for m in manifests(exports["follows"]) if m["kind"] == "RayJob"]
 
 
+def test_a_watcher_stands_where_the_recipe_has_one_and_has_what_it_runs_with(exports):
+    here = one(exports["everything"], "Deployment", "support-watch")["spec"]
+    (container,) = here["template"]["spec"]["containers"]
+    assert here["replicas"] == 1
+    assert here["strategy"] == {"type": "Recreate"}
+    assert words(container)[:2] == ["penstock", "watch"]
+    assert container["resources"]["requests"] == {"cpu": "4", "memory": "16Gi"}
+    assert "KAFKA_PASSWORD" in environment(container)
+    (asks,) = one(exports["follows"], "Deployment", "support-watch")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    assert environment(asks)["PENSTOCK_AIRFLOW_TOKEN"]["secretKeyRef"]["optional"] is True
+    assert asks["resources"]["requests"]["cpu"] == "500m"
+    assert not any(name.endswith("watch.yaml") for name in exports["least"])
+
+
 def test_nobody_is_spoken_to_unless_a_policy_says_so(exports):
     policies = {
         m["metadata"]["name"]: m["spec"]
@@ -664,7 +680,7 @@ def test_ray_serve_understands_its_config_and_builds_the_application(exports, tm
 
 def parsed_by(command, line):
     """A command line as the command itself reads it; fails where it would."""
-    while getattr(command, "commands", None):
+    while getattr(command, "commands", None) and not line[0].startswith("-"):
         command = command.commands[line.pop(0)]
     return command.make_context(command.name, line, resilient_parsing=False).params
 
@@ -678,7 +694,7 @@ def test_penstock_understands_every_command_line(exports):
                 line = words(container)[1:]
                 seen.add(line[0])
                 parsed_by(penstock, line)
-    assert seen == {"serve", "run", "model"}
+    assert seen == {"serve", "run", "model", "watch"}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

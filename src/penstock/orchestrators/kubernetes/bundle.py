@@ -14,7 +14,7 @@ from penstock.orchestrators.kubernetes.options import KubernetesOptions
 from penstock.orchestrators.kubernetes.project import Manifest, Project, require_deployable
 from penstock.orchestrators.kubernetes.ray_cluster import ray_service, require_shared_store
 from penstock.orchestrators.kubernetes.readme import readme
-from penstock.orchestrators.kubernetes.runs import run_by_hand, run_on_ray, scheduled_run
+from penstock.orchestrators.kubernetes.runs import run_by_hand, run_on_ray, scheduled_run, watcher
 from penstock.orchestrators.kubernetes.tracking import mlflow
 from penstock.orchestrators.kubernetes.vllm import vllm
 from penstock.orchestrators.unexpanded import Unexpanded
@@ -63,6 +63,8 @@ def _base(project: Project) -> dict[str, list[Manifest]]:
         found[f"vllm-{project.slug(name)}"] = vllm(project, name, model)
     if project.options.schedule is not None:
         found["run"] = [scheduled_run(project)]
+    if (retrain := project.recipe.observe.retrain) is not None:
+        found["watch"] = [watcher(project, retrain.through)]
     found["network"] = network_policies(project)
     return found
 

@@ -33,7 +33,10 @@ def network_policies(project: Project) -> list[Manifest]:
             _egress([_outside(_ports(project))]),
         ),
         # Sources may be anywhere.
-        _policy(project, "sources", project.labels("run"), _egress([_outside([])])),
+        *(
+            _policy(project, f"sources-{one}", project.labels(one), _egress([_outside([])]))
+            for one in ("run", "watch")
+        ),
         _from(project, "gateway", _clients(project), [serve.port]),
     ]
     if serve.metrics_port is not None:
@@ -46,7 +49,7 @@ def network_policies(project: Project) -> list[Manifest]:
     if project.makes_mlflow:
         found.append(_from(project, "mlflow", [_pods(everyone)], [MLFLOW_PORT]))
     for name in project.vllm_servers:
-        askers = [_pods(project.labels(one)) for one in ("gateway", "run")]
+        askers = [_pods(project.labels(one)) for one in ("gateway", "run", "watch")]
         found.append(_from(project, f"vllm-{project.slug(name)}", askers, [VLLM_PORT]))
     return found + _ray(project)
 

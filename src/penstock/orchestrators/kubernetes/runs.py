@@ -8,6 +8,7 @@ from typing import Any
 
 from penstock.orchestrators.kubernetes.pods import (
     container,
+    deployment,
     penstock_volumes,
     pod,
     resources,
@@ -20,7 +21,14 @@ from penstock.orchestrators.kubernetes.project import (
 )
 from penstock.orchestrators.kubernetes.ray_cluster import ray_cluster, worker_group
 
-COMPONENT = "run"
+COMPONENT, WATCHER = "run", "watch"
+# Until a run that the watcher started has ended by its signal; it is gone on with later.
+_RUN_ENDS_S = 120
+_ORCHESTRATORS_KEYS = (
+    "PENSTOCK_AIRFLOW_TOKEN",
+    "PENSTOCK_AIRFLOW_USER",
+    "PENSTOCK_AIRFLOW_PASSWORD",
+)
 # A wrong recipe, and the verdicts BLOCK and INCONCLUSIVE: trying again changes nothing.
 _FINAL_CODES = [2, 3, 4]
 # A drained node is nobody's fault.
@@ -55,6 +63,30 @@ def run_by_hand(project: Project) -> Manifest:
         "metadata": {"generateName": f"{project.part(COMPONENT)}-", **metadata},
         "spec": {"ttlSecondsAfterFinished": 7 * 24 * 3600, **_job(project)},
     }
+
+
+def watcher(project: Project, through: str) -> Manifest:
+    """A Deployment of ``penstock watch``: one, for a second would only wait for the first.
+
+    Args:
+        project: Whose.
+        through: As in ``observe.retrain``; ``here`` runs the loop in this pod.
+    """
+    options = project.options
+    volumes, mounts = penstock_volumes(project)
+    runs_here = through == "here"
+    sizes = resources(options.run_cpu, options.run_memory, options.run_gpus)
+    keys = () if runs_here else _ORCHESTRATORS_KEYS
+    runs = container(
+        WATCHER,
+        options.image,
+        command=["penstock", "watch", *project.overrides],
+        env=[*_environment(project), *(project.secret(name, optional=True) for name in keys)],
+        resources=sizes if runs_here else resources("500m", "2Gi"),
+        volumeMounts=mounts,
+    )
+    spec = pod(project, [runs], volumes, terminationGracePeriodSeconds=_RUN_ENDS_S)
+    return deployment(project, WATCHER, spec, replicas=1, strategy={"type": "Recreate"})
 
 
 def _job(project: Project) -> Manifest:
