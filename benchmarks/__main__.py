@@ -21,6 +21,9 @@ COMMANDS = (
     ["benchmarks/embeddings.py"],
     ["benchmarks/gate_calibration.py"],
     ["benchmarks/rollout_calibration.py"],
+    ["benchmarks/drift_calibration.py"],
+    ["-m", "benchmarks.closed_loop", "--seeds", "20"],
+    ["-m", "benchmarks.closed_loop", "--seeds", "20", "--null"],
     ["benchmarks/crash.py", "--points", "1000"],
 )
 

@@ -13,17 +13,22 @@ import typer
 
 from penstock import __version__
 from penstock.cli import (
+    alarms,
+    clusters,
     console,
     data,
     doctor,
+    drift,
     export,
     gate,
     keys,
     loop,
     models,
+    observers,
     rollout,
     serving,
     start,
+    watch,
 )
 from penstock.errors import LedgerError, PenstockError
 
@@ -34,8 +39,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_PARTS = (start, loop, data, gate, models, rollout, serving, console, keys, export, doctor)
-for part in _PARTS:
+for part in (
+    start,
+    loop,
+    data,
+    gate,
+    models,
+    rollout,
+    serving,
+    console,
+    keys,
+    export,
+    clusters,
+    observers,
+    drift,
+    watch,
+    alarms,
+    doctor,
+):
     app.add_typer(part.app)
 
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C, as shells do

@@ -41,6 +41,14 @@ runs = sa.Table(
     Column("started_s", Float, nullable=False),
     Column("ended_s", Float),
 )
+# What orchestrators call runs; run_keys.py explains it.
+run_keys = sa.Table(
+    "run_keys",
+    metadata,
+    Column("recipe", String(100), primary_key=True),
+    Column("key", String(200), primary_key=True),
+    Column("run_id", String(40), nullable=False),
+)
 run_stages = sa.Table(
     "run_stages",
     metadata,
@@ -139,6 +147,46 @@ rollout_observations = sa.Table(
     Column("observed", Text, nullable=False),
     sa.UniqueConstraint("rollout", "worker", "sequence"),
 )
+# What was seen, and what was decided about it: alarms.py and retrain_log.py explain them.
+alarms = sa.Table(
+    "alarms",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("recipe", String(100), nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("key", String(200), nullable=False),
+    Column("raised_s", Float, nullable=False),
+    Column("severity", String(20), nullable=False),
+    Column("evidence", Text, nullable=False),
+    Column("received_s", Float, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("start_key", String(200)),
+    sa.UniqueConstraint("recipe", "kind", "key"),
+    sa.Index("ix_alarms_recipe_state", "recipe", "state"),
+    sqlite_autoincrement=True,  # a number is never given twice
+)
+alarm_events = sa.Table(
+    "alarm_events",
+    metadata,
+    Column("alarm", Integer, primary_key=True),
+    Column("nth", Integer, primary_key=True),
+    Column("at_s", Float, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("actor", String(200), nullable=False),
+)
+retrain_log = sa.Table(
+    "retrain_log",
+    metadata,
+    Column("recipe", String(100), primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("at_s", Float, nullable=False),
+    Column("action", String(20), nullable=False),
+    Column("start_key", String(200)),
+    Column("reason", Text, nullable=False),
+    Column("evidence", Text, nullable=False),
+    Column("actor", String(200), nullable=False),
+)
 audit = sa.Table(
     "audit",
     metadata,
@@ -152,6 +200,17 @@ audit = sa.Table(
     Column("actor", String(200), nullable=False),
     Column("run_id", String(40)),
     Column("at_s", Float, nullable=False),
+)
+# What was found in each window of traffic; drift_records.py explains it.
+drift_windows = sa.Table(
+    "drift_windows",
+    metadata,
+    Column("recipe", String(100), primary_key=True),
+    Column("stream", String(64), primary_key=True),
+    Column("start_ms", BigInteger, primary_key=True),
+    Column("end_ms", BigInteger, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("found", Text, nullable=False),
 )
 
 # API keys and what they use; the amounts are explained in accounts.py.

@@ -30,6 +30,7 @@ from penstock.serving.routing import Router
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+    from penstock.serving.alerts import AlertDesk
     from penstock.serving.feedback import FeedbackDesk
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Surroundings:
         accounts: Where use is reported, and budgets are kept.
         feedback: Takes feedback on responses; None: nobody does.
         console: Answers what is below ``/console``, and asks for a key of its own.
+        alerts: Takes Alertmanager's alerts; None: nobody does.
     """
 
     pointers: Pointers
@@ -66,6 +68,7 @@ class Surroundings:
     accounts: Accounts | None = None
     feedback: FeedbackDesk | None = None
     console: ASGIApp | None = None
+    alerts: AlertDesk | None = None
 
 
 class Gateway:
@@ -81,6 +84,7 @@ class Gateway:
         router: Chooses among them.
         feedback: Takes feedback; None: nobody does.
         console: Answers what is below ``/console``; None: nobody does.
+        alerts: Takes alerts; None: nobody does.
         wants_content: Whether an observer wants to know what is asked and answered.
     """
 
@@ -100,6 +104,7 @@ class Gateway:
         self.access = Access(around.keys, around.accounts, PriceList.of(config.models))
         self.feedback = around.feedback
         self.console = around.console
+        self.alerts = around.alerts
         self.wants_content = any(getattr(one, "wants_content", False) for one in around.observers)
         cache = around.cache_dir or Path.home() / ".cache" / "penstock"
         self.models = {

@@ -14,9 +14,12 @@ from penstock.ledger.accounts import Accounts
 from penstock.ledger.api_keys import ApiKeys
 from penstock.ledger.rollouts import Rollouts
 from penstock.monitoring.feedback import FeedbackBook
+from penstock.monitoring.metrics import ServingMetrics
+from penstock.monitoring.project_metrics import ProjectMetrics
 from penstock.monitoring.request_log import RequestLog
 from penstock.recipe import Recipe
 from penstock.serve_section import LogConfig, Serve
+from penstock.serving.alerts import AlertDesk
 from penstock.serving.feedback import FeedbackDesk
 from penstock.serving.gateway import Surroundings
 from penstock.serving.keys import require_keys
@@ -89,15 +92,19 @@ def served(recipe: Recipe, store: Store, ledger: Ledger) -> tuple[Serve, Surroun
         features = feature_store(options, recipe.folder)
     require_keys(serve.host, serve.keys)
     traffic, log = Traffic.of(store), serve.log
+    metrics = ServingMetrics()
+    metrics.registry.register(ProjectMetrics(recipe.name, recipe.model_name, ledger))
     return serve, Surroundings(
         LedgerPointers(recipe, serve, store, ledger),
         conversions(store),
         recipe.folder,
         features,
+        metrics=metrics,
         keys=ApiKeys(ledger.database) if serve.keys else None,
         accounts=Accounts(ledger.database),
         observers=() if log is None else (RequestLog(traffic.log, log),),
         feedback=_desk(traffic, log, ledger),
+        alerts=AlertDesk.of(recipe, ledger),
     )
 
 
