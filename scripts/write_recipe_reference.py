@@ -61,10 +61,12 @@ _SEEN_BY = {
     "register": "Seen by register and deploy.",
     "deploy": "Seen by deploy.",
     "serve": "Read by `penstock serve`, and by register, which tries the backend. [Serve](how-to/serve.md) explains it.",
+    "orchestrate": "Read when a DAG is made or exported. [Airflow](how-to/airflow.md) explains it.",
 }
 
 # Mappings whose keys are names; the keys of the others are columns.
 _BY_NAME = {"sources", "serve.models", "serve.routes"}
+_PLACES = {"orchestrate.executors": "STAGE"}
 # Not a place, and yet in no stage's settings.
 _NO_FINGERPRINT = {"ingest.min_new_examples"}
 # Under a place, and yet in a stage's settings.
@@ -139,7 +141,7 @@ def _inner(path: str, annotation: Any, enters: bool) -> Iterator[Key]:
         for one in inner:
             yield from _inner(path, one, enters)
     elif origin is dict:
-        place = "NAME" if path in _BY_NAME else "COLUMN"
+        place = "NAME" if path in _BY_NAME else _PLACES.get(path, "COLUMN")
         yield from _inner(f"{path}.{place}", inner[1], enters)
     elif origin is list:
         yield from _inner(f"{path}[]", inner[0], enters)

@@ -9,7 +9,7 @@
     |   `-- SourceUnavailable     transient     it does not answer, or there is nothing in it yet
     |-- FeatureError                            a feature store cannot be asked
     |-- EngineError                             the place where transforms run is gone or broken
-    |-- ValidationFailed                        too many rows break the contract
+    |-- ValidationFailed          exit code 5   too many rows break the contract
     |-- StoreError                              the store is full, read-only, damaged or away
     |-- LedgerError
     |   |-- ClaimLost             transient     another worker took over this stage
@@ -107,7 +107,9 @@ class EngineError(PenstockError):
 
 
 class ValidationFailed(PenstockError):
-    """More rows break the contract than the recipe allows."""
+    """More rows break the contract than the recipe allows; trying again changes nothing."""
+
+    exit_code = 5
 
 
 class StoreError(PenstockError):

@@ -26,9 +26,9 @@ from penstock.stages import decisions, evaluate, ingest, prepare
 from penstock.stages.base import Pinned, Progress, Silent
 from penstock.stages.validate import valid_tables
 from penstock.store import Store
-from penstock.walk import NAMES, NODES, Node, Planned, Report, Walk
+from penstock.walk import NAMES, NODES, Due, Node, Planned, Report, Walk
 
-__all__ = ["NAMES", "NODES", "Node", "Pipeline", "Planned", "Report", "open_pipeline"]
+__all__ = ["NAMES", "NODES", "Due", "Node", "Pipeline", "Planned", "Report", "open_pipeline"]
 
 # Checkpoints that nobody has continued for this long are given up.
 ABANDONED_S = 7 * 24 * 3600.0
@@ -111,22 +111,24 @@ class Pipeline:
                 self._step_again_if_stale(walk, node, must_hit=position < first)
             return walk.finish(record, complete=last == len(NODES) - 1)
 
-    def start(self, attended: bool = False) -> RunRecord:
+    def start(self, attended: bool = False, key: str | None = None) -> RunRecord:
         """Open a run, for ``step`` to fill.
 
         Args:
             attended: This process stays with the run: when it dies, so has the run.
+            key: What an orchestrator calls the run. It is opened once; who comes later joins it.
         """
         recipe = self.recipe
         return self.ledger.start_run(
-            recipe.name, recipe.written, str(recipe.folder), self.overrides, attended
+            recipe.name, recipe.written, str(recipe.folder), self.overrides, attended, key
         )
 
     def step(self, name: str, run_id: str) -> Report:
         """Run one stage of an open run, as an orchestrator's task does.
 
         Everything it needs of earlier steps is in the ledger, so each step can
-        be another process on another host. The last step closes the run.
+        be another process on another host. The last step closes the run. In a
+        run that has ended, a step that was done is not done again.
 
         Returns:
             The run so far; its last stage is this one.
@@ -135,6 +137,8 @@ class Pipeline:
             LedgerError: An earlier stage of this run has not been run.
         """
         _check_name(name)
+        if self._is_over(run_id, name):
+            return self.report(run_id)
         record = self.ledger.reopen_run(run_id)
         position = NAMES.index(name)
         with _recorded_failure(self, record):
@@ -147,6 +151,34 @@ class Pipeline:
             if position == len(NODES) - 1:
                 return walk.finish(record, complete=True)
             return self.report(record.id)
+
+    def due(self, run_id: str) -> Due:
+        """Whether the stages after validate are due; a run in which they are not is closed.
+
+        Raises:
+            LedgerError: The data of this run have not been validated.
+        """
+        record = self.ledger.run(run_id)
+        outcomes = {one.stage: one for one in self.ledger.stages(record.id)}
+        if "prepare" in outcomes:
+            skipped = outcomes["prepare"].outcome == "skipped"
+            return Due(not skipped, outcomes["prepare"].note if skipped else "")
+        if "validate" not in outcomes and record.status == "FAILED":
+            return Due(False, record.message)
+        walk = Walk(self, _Snapshot(self).take(record.id), record.id)
+        reason = walk.too_few()
+        if reason:
+            for node in NODES[2:]:
+                walk.step(node)
+            walk.finish(record, complete=True)
+        return Due(not reason, reason)
+
+    def _is_over(self, run_id: str, name: str) -> bool:
+        """Whether a run has come to its end, and did this stage on the way."""
+        record = self.ledger.run(run_id)
+        if record.status in ("RUNNING", "FAILED", "INTERRUPTED"):
+            return False
+        return any(one.stage == name for one in self.ledger.stages(record.id))
 
     def pinned(self, units: Mapping[str, Sequence[Unit]]) -> Pinned:
         """What a run pins that takes these units."""

@@ -106,6 +106,11 @@ def as_json(value: Any) -> None:
     print(json.dumps(_plain(value), indent=2, default=str))
 
 
+def line(value: Any) -> None:
+    """Print for a program that reads the last line: JSON on one line."""
+    print(json.dumps(_plain(value), default=str), flush=True)
+
+
 def plan_table(planned: Sequence[Planned]) -> None:
     """What a run would do."""
     rows = [(p.node, p.action, p.reason, (p.fingerprint or "")[:12]) for p in planned]

@@ -24,6 +24,7 @@ from pydantic import (
 from penstock import registry
 from penstock.classifier_section import HELD_OUT, Classifier, require_fit
 from penstock.folders import SCHEMES
+from penstock.orchestrate_section import Orchestrate
 from penstock.rollout_section import RolloutSection
 from penstock.section import Later, Place, Plugin, Section, ShortStep, known, named_step
 from penstock.serve_section import Serve
@@ -448,6 +449,7 @@ class Recipe(Section):
     register_: Register = Field(Register(), alias="register")
     deploy: Deploy = Deploy()
     serve: Annotated[Serve, Place()] = Serve()
+    orchestrate: Annotated[Orchestrate, Place()] = Orchestrate()
 
     @model_validator(mode="after")
     def _hosts_share_one_ledger(self) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,22 @@ def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
         raise RecipeError(report(path, written, shown))
     recipe._folder, recipe._written = path.resolve().parent, written
     return recipe
+
+
+def expanded_tree(path: Path, keys: Sequence[str]) -> tuple[str, dict[str, Any], list[Mistake]]:
+    """Some sections of a recipe, expanded and not checked, for who needs no more of it.
+
+    Returns:
+        The file as written, what stands under those keys, and what could not be expanded.
+
+    Raises:
+        RecipeError: It is no recipe at all.
+    """
+    written = _read(path)
+    tree = {key: value for key, value in _parse(written, path).items() if key in keys}
+    mistakes: list[Mistake] = []
+    expanded = _expand(tree, (), mistakes)
+    return written, expanded, mistakes
 
 
 def _read(path: Path) -> str:

@@ -69,6 +69,14 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class Due:
+    """Whether a run goes on after its data were validated, and if not, why not."""
+
+    goes_on: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """What a run came to.
 
@@ -287,13 +295,32 @@ class Walk:
         if node.name == "baseline" and "train" in self.prints and self._baseline() is None:
             return "nothing serves yet: the first model is held to its floors"
         if node.name in _AFTER_DATA and "validate" in self.found and not self.force:
-            too_few = self._too_few()
+            too_few = "" if self._is_prepared(node) else self._too_few()
             if too_few:
                 return too_few
         if node.name in _AFTER_GATE and "gate" in self.found:
             verdict = self.found["gate"].summary["verdict"]
             return "" if verdict == "PASS" else f"the gate said {verdict}"
         return ""
+
+    def too_few(self) -> str:
+        """Why this run has too little new data to go on with, or nothing.
+
+        Raises:
+            LedgerError: The data have not been validated.
+        """
+        if any(self.resolve(node) is None for node in NODES[:2]):
+            raise LedgerError(
+                "The data of this run have not been validated.", "Run the stages in order."
+            )
+        return self._too_few()
+
+    def _is_prepared(self, node: Node) -> bool:
+        """Whether this run was found due before: a task done twice must not see its own end."""
+        if self.run_id is None or node.name == "prepare":
+            return False
+        stages = self.pipeline.ledger.stages(self.run_id)
+        return any(one.stage == "prepare" and one.outcome != "skipped" for one in stages)
 
     def _too_few(self) -> str:
         needed = self.pipeline.recipe.ingest.min_new_examples

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from penstock.child_process import die_with_parent
 from penstock.cli.options import DEFAULT, Json, RecipePath, Set, open_recipe
+from penstock.errors import RecipeError
+
+if TYPE_CHECKING:
+    from penstock.pipeline import Pipeline
 
 app = typer.Typer()
 
@@ -40,25 +45,69 @@ def plan(recipe: RecipePath = DEFAULT, set_: Set = None, json_: Json = False) ->
     printing.as_json(planned) if json_ else printing.plan_table(planned)
 
 
+RunId = Annotated[
+    str | None, typer.Option("--run", help="The run; 'new' opens one and prints its id.")
+]
+Key = Annotated[
+    str | None,
+    typer.Option(help="Instead of --run: your name for the run. The first who gives it opens it."),
+]
+
+
 @app.command()
 def step(
     stage: Annotated[str, typer.Argument(help="Which stage.")],
-    run_id: Annotated[
-        str, typer.Option("--run", help="The run; 'new' opens one and prints its id.")
-    ],
+    run_id: RunId = None,
+    key: Key = None,
     recipe: RecipePath = DEFAULT,
     set_: Set = None,
     json_: Json = False,
+    task: Annotated[
+        bool,
+        typer.Option("--task", help="One line of JSON; code 0 wherever the next task is due."),
+    ] = False,
 ) -> None:
     """Run one stage of a run, as an orchestrator's task does."""
     from penstock import printing
+    from penstock.orchestrators.results import step_as_task
 
+    if task:
+        die_with_parent()
     pipeline = open_recipe(recipe, set_, quiet=json_)
-    if run_id == "new":
-        run_id = pipeline.start().id
+    run_id = _opened(pipeline, run_id, key)
+    if task:
+        printing.line(step_as_task(pipeline, stage, run_id))
+        return
     report = pipeline.step(stage, run_id)
     printing.as_json(report) if json_ else printing.report_table(report)
     raise typer.Exit(report.exit_code if stage in ("gate", "deploy") else 0)
+
+
+@app.command()
+def due(
+    run_id: RunId = None, key: Key = None, recipe: RecipePath = DEFAULT, set_: Set = None
+) -> None:
+    """Say whether the stages after validate are due; close a run in which they are not."""
+    from penstock import printing
+    from penstock.orchestrators.results import due_as_task
+
+    pipeline = open_recipe(recipe, set_, quiet=True)
+    printing.line(due_as_task(pipeline, _opened(pipeline, run_id, key)))
+
+
+def _opened(pipeline: Pipeline, run_id: str | None, key: str | None) -> str:
+    """The id of the run that is meant, which may have to be opened.
+
+    Raises:
+        RecipeError: None is named, or two are.
+    """
+    from penstock.orchestrators.base import checked_key
+
+    if (run_id is None) == (key is None):
+        raise RecipeError("Which run?", "Give --run or --key, and not both.")
+    if key is not None:
+        return pipeline.start(key=checked_key(key)).id
+    return pipeline.start().id if run_id == "new" else str(run_id)
 
 
 @app.command()

@@ -27,6 +27,7 @@ from penstock.ledger.records import (
     read_artifact,
     read_run,
 )
+from penstock.ledger.run_keys import take_key
 
 
 class Ledger:
@@ -209,10 +210,12 @@ class Ledger:
         folder: str,
         overrides: Mapping[str, Any],
         attended: bool = True,
+        key: str | None = None,
     ) -> RunRecord:
         """Open a run; an earlier one whose process died is marked as interrupted.
 
-        A run that is not attended is filled by processes that come and go.
+        A run that is not attended is filled by processes that come and go. With a
+        ``key``, the run of that name is returned if there is one: it is opened once.
         """
         self._bury_dead_runs(recipe)
         self._bury_dead_claims()
@@ -231,8 +234,10 @@ class Ledger:
             "started_s": time.time(),
         }
         with self._database.write() as connection:
-            connection.execute(sa.insert(schema.runs).values(**values))
-        return self.run(run_id)
+            taken = run_id if key is None else take_key(connection, recipe, key, run_id)
+            if taken == run_id:
+                connection.execute(sa.insert(schema.runs).values(**values))
+        return self.run(taken)
 
     def reopen_run(self, run_id: str) -> RunRecord:
         """Take up a run again, also one whose last step failed.

@@ -41,6 +41,14 @@ runs = sa.Table(
     Column("started_s", Float, nullable=False),
     Column("ended_s", Float),
 )
+# What orchestrators call runs; run_keys.py explains it.
+run_keys = sa.Table(
+    "run_keys",
+    metadata,
+    Column("recipe", String(100), primary_key=True),
+    Column("key", String(200), primary_key=True),
+    Column("run_id", String(40), nullable=False),
+)
 run_stages = sa.Table(
     "run_stages",
     metadata,
