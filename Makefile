@@ -27,7 +27,7 @@ demo: setup
 test: setup-dev
 	scripts/install-services.sh
 	@# What cannot be made is said by the tests that are skipped for it.
-	-printf '%s\n' actionlint deepspeed feast phoenix soda spark | xargs -n 1 -P 2 scripts/make-env.sh
+	-printf '%s\n' actionlint airflow deepspeed feast phoenix soda spark | xargs -n 1 -P 2 scripts/make-env.sh
 	$(BIN)/pytest $(SIDE_BY_SIDE) --durations 40 --durations-min 10
 
 test-fast: setup-dev

@@ -42,7 +42,7 @@ from penstock.section import Section
 
 # After this stage a run may turn out not to be worth going on with.
 LAST_OF_DATA = "validate"
-_KEY = re.compile(r"[!-~]{1,200}")
+_KEY = re.compile(r"[!-~]{1,300}")
 
 
 class Outcome(enum.Enum):
@@ -224,11 +224,11 @@ def checked_key(key: str) -> str:
     """A name for a run, if it is one.
 
     Raises:
-        RecipeError: It is not 1 to 200 printable characters of ASCII without spaces.
+        RecipeError: It is not 1 to 300 printable characters of ASCII without spaces.
     """
     if not _KEY.fullmatch(key):
         raise RecipeError(
-            f"--key {key[:80]!r} cannot name a run.", "1 to 200 characters of ASCII, no spaces."
+            f"--key {key[:80]!r} cannot name a run.", "1 to 300 characters of ASCII, no spaces."
         )
     return key
 
