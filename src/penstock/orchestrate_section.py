@@ -86,6 +86,7 @@ class Databricks(Section):
     )
     job_id: int = Field(ge=1, description="The job.")
     connection: Word = Field("databricks_default", description="Airflow's connection.")
+    poll_s: int = Field(30, ge=1, description="How often it is asked whether the run has ended.")
     recipe: Plain | None = Field(None, description="The recipe's path there. Null: as here.")
 
 

@@ -153,6 +153,7 @@ def _on_databricks(flow: Flow, task: Task, there: Databricks) -> BaseOperator:
         databricks_conn_id=there.connection,
         job_id=str(there.job_id),
         python_params=flow.command(task.stage, KEY),
+        polling_period_seconds=there.poll_s,
     )
 
 

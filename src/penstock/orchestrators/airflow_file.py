@@ -164,6 +164,7 @@ def _operator(flow: Flow, task: Task) -> Iterator[str]:
         yield f"    databricks_conn_id={_text(executor.connection)},"
         yield f"    job_id={_text(str(executor.job_id))},"
         yield f"    python_params={_command(flow, flow.command(task.stage, plan.KEY))},"
+        yield f"    polling_period_seconds={executor.poll_s},"
     elif isinstance(executor, Kubernetes):
         yield from _pod(flow, task, executor)
     else:
