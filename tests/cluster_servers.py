@@ -5,6 +5,7 @@ import re
 import subprocess
 import threading
 import uuid
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -109,6 +110,7 @@ class Kubernetes(_Server):
         self.pods = {}
         self.processes = {}
         self.logs = {}
+        self.ended = {}
 
     def config(self):
         """A kubeconfig that leads here."""
@@ -146,7 +148,7 @@ class Kubernetes(_Server):
         name = pod["metadata"]["name"]
         pod["metadata"] |= {
             "uid": str(uuid.uuid4()),
-            "creationTimestamp": "2026-01-01T00:00:00Z",
+            "creationTimestamp": _now(),
             "resourceVersion": "1",
         }
         pod["status"] = {"phase": "Pending"}
@@ -173,10 +175,11 @@ class Kubernetes(_Server):
 
     def _seen(self, name):
         pod, code = self.pods[name], self.processes[name].poll()
-        began = "2026-01-01T00:00:00Z"
+        began = pod["metadata"]["creationTimestamp"]
         state = {"running": {"startedAt": began}}
         if code is not None:
-            ended = {"exitCode": code, "startedAt": began, "finishedAt": began}
+            ended_at = self.ended.setdefault(name, _now())
+            ended = {"exitCode": code, "startedAt": began, "finishedAt": ended_at}
             state = {"terminated": ended | {"reason": "Error" if code else "Completed"}}
         phase = "Running" if code is None else "Failed" if code else "Succeeded"
         container = pod["spec"]["containers"][0]
@@ -190,6 +193,10 @@ class Kubernetes(_Server):
         }
         pod["status"] = {"phase": phase, "containerStatuses": [status], "startTime": began}
         return pod
+
+
+def _now():
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _status(code, what):

@@ -51,7 +51,7 @@ sys.exit(max(first.returncode, second.returncode))
 """
 POD = """\
 from airflow.sdk import DAG
-from penstock.orchestrators.airflow_tasks import StagePod
+from penstock.orchestrators.airflow_pod import StagePod
 
 with DAG("pod", schedule=None) as dag:
     StagePod(
@@ -209,6 +209,8 @@ def test_databricks_and_kubernetes_got_what_the_recipe_says(world):
     assert container["args"][:2] == ["step", "train"]
     assert container["resources"]["limits"] == {"memory": "4Gi", "nvidia.com/gpu": "1"}
     assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]
+    log = world.airflow.log("loop", "penstock__drift-7", "train")
+    assert '\\"stage\\": \\"train\\"' in log  # get_logs: what the pod said
 
 
 def test_an_event_starts_a_run_which_is_cut_short_when_nothing_is_new(world):

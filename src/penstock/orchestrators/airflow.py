@@ -8,7 +8,8 @@ A DAG file needs three lines::
 
 Only Airflow's own libraries have to be installed beside Penstock's code: the
 stages run in the environments that the recipe names. ``penstock export airflow``
-writes the same DAG as a file of its own.
+writes the same DAG as a file of its own. Providers are imported where a recipe
+uses them: a worker reads the DAG file for each task, and some take seconds.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.providers.databricks.operators.databricks import DatabricksRunNowOperator
-from airflow.providers.smtp.notifications.smtp import SmtpNotifier
 from airflow.providers.standard.operators.python import PythonOperator, ShortCircuitOperator
 from airflow.sdk import (
     DAG,
@@ -32,7 +31,6 @@ from airflow.sdk import (
     Param,
     chain,
 )
-from kubernetes.client import models as k8s
 
 from penstock.orchestrators.airflow_plan import (
     EVENTS,
@@ -47,7 +45,6 @@ from penstock.orchestrators.airflow_plan import (
     set_schema,
 )
 from penstock.orchestrators.airflow_tasks import (
-    StagePod,
     is_due,
     post_notice,
     run_stage,
@@ -110,6 +107,8 @@ def _notices(flow: Flow) -> list[Callable[[Any], None]]:
         functools.partial(post_notice, variable=name) for name in notify.webhooks
     ]
     if notify.email:
+        from airflow.providers.smtp.notifications.smtp import SmtpNotifier
+
         told.append(
             SmtpNotifier(
                 to=list(notify.email),
@@ -148,6 +147,8 @@ def _here(flow: Flow, task: Task) -> BaseOperator:
 
 
 def _on_databricks(flow: Flow, task: Task, there: Databricks) -> BaseOperator:
+    from airflow.providers.databricks.operators.databricks import DatabricksRunNowOperator
+
     return DatabricksRunNowOperator(
         task_id=task.stage,
         databricks_conn_id=there.connection,
@@ -158,6 +159,10 @@ def _on_databricks(flow: Flow, task: Task, there: Databricks) -> BaseOperator:
 
 
 def _in_a_pod(flow: Flow, task: Task, there: Kubernetes) -> BaseOperator:
+    from kubernetes.client import models as k8s
+
+    from penstock.orchestrators.airflow_pod import StagePod
+
     wanted = pod_resources(there)
     return StagePod(
         task_id=task.stage,

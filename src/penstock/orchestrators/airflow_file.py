@@ -18,6 +18,7 @@ _HEAD = """\
 # Edit it as you like: edited files are not overwritten, and go on working.
 """
 _TASKS = Path(__file__).with_name("airflow_tasks.py")
+_POD = Path(__file__).with_name("airflow_pod.py")
 
 
 def path_of(flow: Flow) -> Path:
@@ -78,12 +79,12 @@ def _sdk(flow: Flow) -> list[str]:
 
 def _functions(flow: Flow) -> Iterator[str]:
     """What tasks do, in the words of the module that does it otherwise."""
-    source = _TASKS.read_text(encoding="utf-8")
-    left_out = set() if _is(flow, Kubernetes) else {"StagePod"}
-    left_out |= set() if flow.settings.notify.webhooks else {"post_notice"}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in left_out:
-            yield re.sub(r"  # (noqa|type): .*", "", ast.get_source_segment(source, node) or "")
+    left_out = set() if flow.settings.notify.webhooks else {"post_notice"}
+    for path in [_TASKS, _POD] if _is(flow, Kubernetes) else [_TASKS]:
+        source = path.read_text(encoding="utf-8")
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in left_out:
+                yield re.sub(r"  # (noqa|type): .*", "", ast.get_source_segment(source, node) or "")
 
 
 def _dag(flow: Flow) -> str:

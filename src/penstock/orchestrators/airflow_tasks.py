@@ -13,7 +13,6 @@ import tempfile
 from typing import Any
 
 import httpx
-from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 log = logging.getLogger(__name__)
@@ -58,20 +57,6 @@ def is_due(command: list[str], **context: Any) -> bool:
         for tell in context["task"].on_failure_callback or ():
             tell({**context, "exception": result["reason"]})
     return bool(result["goes_on"])
-
-
-class StagePod(KubernetesPodOperator):  # type: ignore[misc]
-    """A stage in a pod; exit code 2 is not tried again."""
-
-    def cleanup(self, pod: Any, remote_pod: Any, *args: Any, **kwargs: Any) -> None:
-        """End as the pod did."""
-        try:
-            super().cleanup(pod, remote_pod, *args, **kwargs)
-        except AirflowException:
-            ended = getattr(remote_pod.status, "container_statuses", None) or ()
-            if any(one.state.terminated and one.state.terminated.exit_code == 2 for one in ended):
-                raise AirflowFailException("penstock ended with code 2, see its log") from None
-            raise
 
 
 def post_notice(context: Any, variable: str) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import enum
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -203,7 +204,7 @@ def read_flow(recipe: Path | str) -> Flow:
     Raises:
         RecipeError: There is no such file, or its ``orchestrate`` section is wrong.
     """
-    path = Path(recipe).absolute()
+    path = Path(os.path.abspath(recipe))  # as it is called, also where that is a link
     written, tree, mistakes = expanded_tree(path, ("name", "orchestrate"))
     if not mistakes:
         try:
