@@ -34,7 +34,7 @@ Plain = Annotated[str, Field(pattern=r"^[^\s'\"$`\\{}%]{1,500}$")]
 Mail = Annotated[str, Field(pattern=r"^[^@\s,;<>\"]+@[^@\s,;<>\"]+$")]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
 Dotted = Annotated[str, Field(pattern=r"^[a-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_-]+)+$")]
-Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+Label = Annotated[str, Field(pattern=r"^[a-z0-9]+(-+[a-z0-9]+)*$", max_length=63)]
 
 _PRESET = re.compile(r"@(hourly|daily|weekly|monthly|quarterly|yearly)")
 _FIELD = re.compile(r"[0-9*/,A-Za-z#-]+")

@@ -79,6 +79,12 @@ def test_a_run_that_is_there_already_is_the_answer(ask):
     assert trigger(recipe, "k", {}) == "penstock__k"
 
 
+def test_a_run_that_is_there_after_all_is_the_answer_when_airflow_stumbled(ask):
+    there = ("GET", f"{RUNS[1]}/penstock__k")
+    recipe, _ = ask({RUNS: (500, {"detail": "database is locked"}), there: (200, {})})
+    assert trigger(recipe, "k", {}) == "penstock__k"
+
+
 def test_keys_that_airflow_would_refuse_get_a_name_of_their_own():
     strange = [run_id_of(key) for key in ("a/b", "a,b", "x" * 250)]
     assert len(set(strange)) == 3
@@ -104,7 +110,7 @@ def test_what_may_not_be_set_is_refused_before_airflow_is_asked(ask):
     ],
 )
 def test_a_refusal_says_why_and_whether_to_try_again(ask, answer, says, transient):
-    recipe, _ = ask({RUNS: answer})
+    recipe, _ = ask({RUNS: answer, ("GET", f"{RUNS[1]}/penstock__k"): (404, {})})
     with pytest.raises(AirflowError, match=says) as error:
         trigger(recipe, "k", {})
     assert error.value.transient is transient

@@ -93,6 +93,16 @@ def write(folder, name, section, **more):
     return path
 
 
+def insist(recipe, key, conf):
+    """Ask until there is an answer: Airflow's SQLite is locked now and then."""
+    for _ in range(20):
+        try:
+            return trigger(recipe, key, conf)
+        except AirflowError as error:
+            assert error.transient, error.message
+    raise AssertionError(f"no answer about {key}")
+
+
 class World:
     """The servers, the recipes, and an Airflow that has read their DAGs."""
 
@@ -177,7 +187,7 @@ def test_the_loop_runs_once_though_it_is_asked_for_twice_doubled_and_killed(worl
     (world.penstock.parent / "kill-evaluate").touch()
     conf = {"set": {"ingest.min_new_examples": 25}, "reason": "a test"}
     with ThreadPoolExecutor(4) as pool:
-        ids = set(pool.map(lambda _: trigger(world.loop, "drift-7", conf), range(4)))
+        ids = set(pool.map(lambda _: insist(world.loop, "drift-7", conf), range(4)))
     assert len(ids) == len(world.airflow.runs("loop")) == 1
     run_id = ids.pop()
     state, tasks = world.airflow.ended("loop", run_id)
@@ -228,7 +238,7 @@ def test_an_event_starts_a_run_which_is_cut_short_when_nothing_is_new(world):
 
 
 def test_bad_data_cut_a_run_short_and_people_are_told(world):
-    run_id = trigger(world.bad_data, "k", {})
+    run_id = insist(world.bad_data, "k", {})
     state, tasks = world.airflow.ended("bad-data", run_id)
     assert [state, tasks["validate"], tasks["due"][0]] == ["success", ("success", 1), "success"]
     assert {tasks[name][0] for name in NAMES[2:]} == {"skipped"}
@@ -243,7 +253,7 @@ def test_bad_data_cut_a_run_short_and_people_are_told(world):
 
 
 def test_a_wrong_recipe_fails_without_a_retry_and_people_are_told(world):
-    run_id = trigger(world.refused, "k", {})
+    run_id = insist(world.refused, "k", {})
     state, tasks = world.airflow.ended("refused", run_id)
     assert [state, tasks["ingest"]] == ["failed", ("failed", 1)]
     _, mail = world.mail.mails.pop()
