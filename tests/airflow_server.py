@@ -121,7 +121,7 @@ class Airflow:
         """Until the DAGs have been read."""
         return self._until(lambda: {d["dag_id"] for d in self.get("/dags")["dags"]} >= set(names))
 
-    def ended(self, dag, run_id, patience_s=300):
+    def ended(self, dag, run_id, patience_s=900):
         """How a run ended: its state, and each task's state and number of tries."""
 
         def look():
@@ -139,7 +139,7 @@ class Airflow:
         found = self.get(f"/dags/{dag}/dagRuns/{run_id}/taskInstances/{task}/logs/{number}")
         return json.dumps(found)
 
-    def _until(self, look, patience_s=120):
+    def _until(self, look, patience_s=300):
         end_s = time.monotonic() + patience_s
         while time.monotonic() < end_s:
             found = look()
