@@ -34,7 +34,7 @@ Plain = Annotated[str, Field(pattern=r"^[^\s'\"$`\\{}%]{1,500}$")]
 Mail = Annotated[str, Field(pattern=r"^[^@\s,;<>\"]+@[^@\s,;<>\"]+$")]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
 Dotted = Annotated[str, Field(pattern=r"^[a-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_-]+)+$")]
-Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+Label = Annotated[str, Field(pattern=r"^[a-z0-9]+(-+[a-z0-9]+)*$", max_length=63)]
 
 _PRESET = re.compile(r"@(hourly|daily|weekly|monthly|quarterly|yearly)")
 _FIELD = re.compile(r"[0-9*/,A-Za-z#-]+")
@@ -86,6 +86,7 @@ class Databricks(Section):
     )
     job_id: int = Field(ge=1, description="The job.")
     connection: Word = Field("databricks_default", description="Airflow's connection.")
+    poll_s: int = Field(30, ge=1, description="How often it is asked whether the run has ended.")
     recipe: Plain | None = Field(None, description="The recipe's path there. Null: as here.")
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli.gate import pairs
+from penstock.cli.options import DEFAULT, RecipePath
 
 app = typer.Typer()
 export_app = typer.Typer(help="Write files for other tools.", no_args_is_help=True)
@@ -63,4 +64,26 @@ def export_github(
         printing.note(f"{path} is up to date")
         return
     written = github.write(options, path, force)
+    printing.note(f"{path} {'is written' if written else 'is up to date'}")
+
+
+@export_app.command("airflow")
+def export_airflow(
+    recipe: RecipePath = DEFAULT,
+    output: Annotated[Path | None, typer.Option(help="Null is dags/NAME.py.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite changes made by hand.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail on drift.")] = False,
+) -> None:
+    """Write an Airflow DAG file of the recipe, which needs nothing of Penstock to be read."""
+    from penstock import printing
+    from penstock.orchestrators import airflow_file, exported
+    from penstock.orchestrators.base import read_flow
+
+    flow = read_flow(recipe)
+    path, text = output or airflow_file.path_of(flow), airflow_file.dag_file(flow)
+    if check:
+        exported.check(text, path, "penstock export airflow")
+        printing.note(f"{path} is up to date")
+        return
+    written = exported.write(text, path, force)
     printing.note(f"{path} {'is written' if written else 'is up to date'}")

@@ -46,7 +46,7 @@ run_keys = sa.Table(
     "run_keys",
     metadata,
     Column("recipe", String(100), primary_key=True),
-    Column("key", String(200), primary_key=True),
+    Column("key", String(300), primary_key=True),
     Column("run_id", String(40), nullable=False),
 )
 run_stages = sa.Table(
