@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from penstock import __version__
-from penstock.cli import data, export, gate, keys, loop, models, rollout, serving, start
+from penstock.cli import data, export, gate, keys, loop, models, news, rollout, serving, start
 from penstock.errors import LedgerError, PenstockError
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (start, loop, data, gate, models, rollout, serving, keys, export):
+for part in (start, loop, data, gate, models, rollout, serving, keys, news, export):
     app.add_typer(part.app)
 
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C, as shells do
