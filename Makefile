@@ -1,4 +1,4 @@
-# demo · test · test-fast · test-vllm · check · bench: each sets up what it needs.
+# demo · closed-loop · test · test-fast · test-vllm · check · bench: each sets up what it needs.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,16 +19,20 @@ export DO_NOT_TRACK := 1
 # Some images forbid it, and then every process compiles what it imports: seconds each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-vllm check bench setup setup-dev clean
+.PHONY: demo closed-loop test test-fast test-vllm check bench setup setup-dev clean
 
 demo: setup
 	$(BIN)/penstock demo
 
+# Users change, an alarm, one retraining, a trial, a better model; then poisoned feedback.
+closed-loop: setup-dev
+	$(BIN)/python -m benchmarks.closed_loop
+
 test: setup-dev
 	scripts/install-services.sh
 	@# What cannot be made is said by the tests that are skipped for it.
-	-printf '%s\n' actionlint deepspeed feast phoenix soda spark | xargs -n 1 -P 2 scripts/make-env.sh
-	$(BIN)/pytest $(SIDE_BY_SIDE)
+	-printf '%s\n' actionlint airflow compose dagster deepspeed feast hadolint phoenix prefect soda spark | xargs -n 1 -P 2 scripts/make-env.sh
+	$(BIN)/pytest $(SIDE_BY_SIDE) --durations 40 --durations-min 10
 
 test-fast: setup-dev
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow"

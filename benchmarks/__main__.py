@@ -13,13 +13,17 @@ COMMANDS = (
     ["-m", "benchmarks.training"],
     ["-m", "benchmarks.kafka"],
     ["-m", "benchmarks.lineage"],
-    ["benchmarks/generation.py"],
+    ["-m", "benchmarks.generation"],
     ["-m", "benchmarks.gateway"],
     ["-m", "benchmarks.gateway_peers"],
+    ["-m", "benchmarks.promotions"],
     ["benchmarks/traces.py"],
     ["benchmarks/embeddings.py"],
     ["benchmarks/gate_calibration.py"],
     ["benchmarks/rollout_calibration.py"],
+    ["benchmarks/drift_calibration.py"],
+    ["-m", "benchmarks.closed_loop", "--seeds", "20"],
+    ["-m", "benchmarks.closed_loop", "--seeds", "20", "--null"],
     ["benchmarks/crash.py", "--points", "1000"],
 )
 

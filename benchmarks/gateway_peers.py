@@ -5,8 +5,9 @@ OpenAI-compatible server that answers at once, and the three before it, each in 
 its own (LiteLLM in an environment of its own, scripts/make-env.sh litellm). A client in this
 process asks all of them in turn, also the stub itself. Added latency is the difference to
 the stub's own, in the same round; requests per core are requests per second of the process's
-processor time. Then 100 streams at once of 50 tokens: the added time to the first token, and
-the share of the stub's own tokens per second. Medians over rounds, as Markdown.
+processor time. Then 100 clients, who start one after another within a second and read three
+streams of 50 tokens each: the added time to the first token, and the share of the stub's own
+tokens per second. Medians over rounds, as Markdown.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from benchmarks.machine import machine
 HOME = Path(__file__).resolve().parent.parent
 STUB, OURS, LITELLM, BARE = "stub, asked directly", "Penstock", "LiteLLM proxy", "bare FastAPI"
 CONCURRENCY = 16
-NUM_STREAMS, STREAM_TOKENS, TOKEN_S = 100, 50, 0.02
+NUM_STREAMS, STREAMS_EACH, STREAM_TOKENS, TOKEN_S = 100, 3, 50, 0.02
 MODEL = "m"
 
 
@@ -194,10 +195,17 @@ def print_streams(ports: dict[str, int], rounds: int) -> None:
 async def _streams(port: int) -> tuple[float, float]:
     """Median time to the first token in ms, and tokens per second of all streams."""
     began_s = time.perf_counter()
-    found = await asyncio.gather(*(_stream(port) for _ in range(NUM_STREAMS)))
+    spread_s = STREAM_TOKENS * TOKEN_S / NUM_STREAMS
+    clients = [_streams_of_one(port, number * spread_s) for number in range(NUM_STREAMS)]
+    found = [one for ones in await asyncio.gather(*clients) for one in ones]
     tokens = sum(count for _, count in found)
     rate = tokens / (time.perf_counter() - began_s)
     return statistics.median(first_ms for first_ms, _ in found), rate
+
+
+async def _streams_of_one(port: int, wait_s: float) -> list[tuple[float, int]]:
+    await asyncio.sleep(wait_s)
+    return [await _stream(port) for _ in range(STREAMS_EACH)]
 
 
 async def _stream(port: int) -> tuple[float, int]:

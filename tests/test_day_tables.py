@@ -75,6 +75,18 @@ def test_rows_are_found_in_the_order_they_came_and_up_to_a_version(table):
     assert [row["said"] for row in upto] == ["a", "b"]
 
 
+def test_a_span_of_time_is_read_without_opening_files_of_other_moments(table):
+    early, late = [response_id(2), response_id(2, 5)], [response_id(1)]
+    append(table, early, number=0)
+    append(table, late, number=1)
+    table.names.clear()
+    found = table.between(id_ms(early[0]), id_ms(early[1]), [RESPONSE_ID, "said"])
+    assert found[RESPONSE_ID].to_pylist() == early[:1]
+    assert len(table.names) == 1
+    assert table.between(0, id_ms(early[0]), [RESPONSE_ID]).num_rows == 0
+    assert table.between(0, 2**42, [RESPONSE_ID]).num_rows == 3
+
+
 def test_what_is_not_there_is_not_found(table):
     name = response_id()
     assert table.find([name], day(name)).num_rows == 0
@@ -134,3 +146,14 @@ def test_what_was_said_is_not_in_the_tables_own_log(table, tmp_path):
     logs = [path.read_bytes() for path in (tmp_path / "log" / "_delta_log").iterdir()]
     assert len(logs) > 3
     assert not any(b"a secret" in text for text in logs)
+
+
+def test_the_newest_rows_come_first_and_older_files_stay_closed(table):
+    assert table.newest(5) == []
+    names = [response_id(days_ago=days) for days in (0, 3, 1)]
+    for number, name in enumerate(names):
+        append(table, [name], number=number, said=f"of {number}")
+    assert [row["said"] for row in table.newest(9)] == ["of 2", "of 1", "of 0"]
+    table.names.clear()
+    assert [row[RESPONSE_ID] for row in table.newest(1)] == [names[2]]
+    assert len(table.names) == 1

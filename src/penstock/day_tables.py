@@ -97,6 +97,51 @@ class DayTable(Table):
         table = table.set_column(schema.get_field_index(DAY), schema.field(DAY), days)
         return table.sort_by([(VERSION, "ascending"), (ROW, "ascending")])
 
+    def newest(self, limit: int) -> list[dict[str, Any]]:
+        """The rows that came last, newest first; only the files are opened that hold them."""
+        import pyarrow.parquet as pq
+
+        handle = self._handle()
+        if handle is None:
+            return []
+        actions = pa.table(handle.get_add_actions(flatten=True)).to_pylist()
+        rows: list[dict[str, Any]] = []
+        for action in sorted(actions, key=lambda one: -(one[f"max.{VERSION}"] or 0)):
+            if len(rows) >= limit and rows[limit - 1][VERSION] > (action[f"max.{VERSION}"] or 0):
+                break
+            with store_errors(self.folder.url):
+                opened = self.folder.opened(unquote(action["path"]))
+                rows += pq.read_table(opened, partitioning=None).to_pylist()
+            rows.sort(key=lambda row: (-row[VERSION], -row[ROW]))
+        return rows[:limit]
+
+    def between(self, start_ms: int, end_ms: int, columns: Sequence[str]) -> pa.Table:
+        """Some columns of all rows whose responses got their ids in a span of time.
+
+        Only files are opened that may have one.
+
+        Args:
+            start_ms: The first millisecond.
+            end_ms: The first one after the span.
+            columns: Of the table, without ``day``.
+        """
+        import pyarrow.parquet as pq
+
+        handle = self._handle()
+        if handle is None or start_ms >= end_ms:
+            return pa.table({})
+        told = schema_of(handle)
+        schema = pa.schema([told.field(name) for name in columns])
+        span = [(ID_MS, ">=", start_ms), (ID_MS, "<", end_ms)]
+        batches: list[pa.RecordBatch] = []
+        with store_errors(self.folder.url):
+            for name in _files_between(handle, start_ms, end_ms):
+                rows = pq.read_table(
+                    self.folder.opened(name), columns=list(columns), filters=span, partitioning=None
+                )
+                batches += [conform(batch, schema) for batch in rows.to_batches()]
+        return pa.Table.from_batches(batches, schema)
+
     def compact(self, day: date) -> None:
         """Make few files of a day's many; gives way when another process does the same."""
         from deltalake.exceptions import CommitFailedError
@@ -180,6 +225,17 @@ def _files_of(handle: Any, day: date, times_ms: Sequence[int]) -> list[str]:
         if at < len(times_ms) and times_ms[at] <= action[high]:
             names.append(unquote(action["path"]))
     return names
+
+
+def _files_between(handle: Any, start_ms: int, end_ms: int) -> list[str]:
+    """Files that may hold a response of a span of time, in a fixed order."""
+    actions = pa.table(handle.get_add_actions(flatten=True)).to_pylist()
+    low, high = f"min.{ID_MS}", f"max.{ID_MS}"
+    return sorted(
+        unquote(action["path"])
+        for action in actions
+        if action.get(low) is not None and action[low] < end_ms and action[high] >= start_ms
+    )
 
 
 def _has_days_before(handle: Any, before: date) -> bool:

@@ -8,7 +8,7 @@ when it was asked, how that went, and what people said.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from penstock.artifacts import Artifact
@@ -47,7 +47,7 @@ class Lineage:
     """One response's ancestry, newest first.
 
     Attributes:
-        response_id: The id that was asked about.
+        response_id: The id that was asked about; empty where a version was.
         model: Its model version.
         trained: The training that made it, with settings and losses.
         ancestors: Labels of the models it continues from, nearest first.
@@ -75,7 +75,17 @@ def trace(response_id: str, ledger: Ledger, store: Store) -> Lineage:
     Raises:
         LedgerError: It is not a response id, or names no model of this ledger.
     """
-    model = _model(response_id, ledger)
+    known = Traffic.of(store).known(response_id)
+    found = ancestry(_model(response_id, ledger), ledger, store)
+    return replace(found, response_id=response_id, request=known.request, opinions=known.opinions)
+
+
+def ancestry(model: ModelVersion, ledger: Ledger, store: Store) -> Lineage:
+    """What a version was made of: the lineage of a response that it has not given yet.
+
+    Raises:
+        LedgerError: No run of this ledger has made it.
+    """
     if not model.train_fingerprint:
         raise LedgerError(
             f"{model.name} version {model.version} was promoted without a recipe: none of our "
@@ -86,17 +96,14 @@ def trace(response_id: str, ledger: Ledger, store: Store) -> Lineage:
     prepared = _artifact(ledger, trained.inputs["prepare"])
     validated = _artifact(ledger, prepared.inputs["validate"])
     ingested = _artifact(ledger, validated.inputs["ingest"])
-    known = Traffic.of(store).known(response_id)
     return Lineage(
-        response_id=response_id,
+        response_id="",
         model=model,
         trained=trained,
         ancestors=_ancestors(ledger, trained),
         prepared=prepared.summary,
         validated=validated.summary,
         sources=tuple(_sources(store, ingested, validated)),
-        request=known.request,
-        opinions=known.opinions,
     )
 
 

@@ -34,7 +34,7 @@ Plain = Annotated[str, Field(pattern=r"^[^\s'\"$`\\{}%]{1,500}$")]
 Mail = Annotated[str, Field(pattern=r"^[^@\s,;<>\"]+@[^@\s,;<>\"]+$")]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
 Dotted = Annotated[str, Field(pattern=r"^[a-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_-]+)+$")]
-Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+Label = Annotated[str, Field(pattern=r"^[a-z0-9]+(-+[a-z0-9]+)*$", max_length=63)]
 
 _PRESET = re.compile(r"@(hourly|daily|weekly|monthly|quarterly|yearly)")
 _FIELD = re.compile(r"[0-9*/,A-Za-z#-]+")
@@ -86,6 +86,7 @@ class Databricks(Section):
     )
     job_id: int = Field(ge=1, description="The job.")
     connection: Word = Field("databricks_default", description="Airflow's connection.")
+    poll_s: int = Field(30, ge=1, description="How often it is asked whether the run has ended.")
     recipe: Plain | None = Field(None, description="The recipe's path there. Null: as here.")
 
 
@@ -139,6 +140,26 @@ class Airflow(Section):
     )
 
 
+class Dagster(Section):
+    """Where Dagster is asked to start a run."""
+
+    url: Annotated[str, AfterValidator(_check_address)] = Field(
+        "http://127.0.0.1:3000",
+        description="Of its webserver. `PENSTOCK_DAGSTER_TOKEN` is read from the environment, if "
+        "it is behind something that asks for one.",
+    )
+
+
+class Prefect(Section):
+    """Where Prefect is asked to start a run."""
+
+    url: Annotated[str, AfterValidator(_check_address)] = Field(
+        "http://127.0.0.1:4200/api",
+        description="Of its API. `PREFECT_API_KEY` or `PREFECT_API_AUTH_STRING` are read from the "
+        "environment, as Prefect does.",
+    )
+
+
 class Orchestrate(Section):
     """Runs started by Airflow, Dagster or Prefect: each stage is a task there."""
 
@@ -166,6 +187,8 @@ class Orchestrate(Section):
         description="Values of the recipe that who starts a run may set for that run.",
     )
     airflow: Airflow = Airflow()
+    dagster: Dagster = Dagster()
+    prefect: Prefect = Prefect()
 
     @model_validator(mode="after")
     def _executors_fit(self) -> Orchestrate:

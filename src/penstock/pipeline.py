@@ -123,6 +123,21 @@ class Pipeline:
             recipe.name, recipe.written, str(recipe.folder), self.overrides, attended, key
         )
 
+    def run_named(self, key: str) -> Report:
+        """Run the loop once under a name: begin that run, go on with it, or say how it ended.
+
+        Raises:
+            PenstockError: A stage failed; the run is recorded as failed.
+        """
+        record = self.start(key=key)
+        if record.status not in ("RUNNING", "FAILED", "INTERRUPTED"):
+            return self.report(record.id)
+        with _recorded_failure(self, record):
+            self._sweep()
+        for node in NODES:
+            report = self.step(node.name, record.id)
+        return report
+
     def step(self, name: str, run_id: str) -> Report:
         """Run one stage of an open run, as an orchestrator's task does.
 

@@ -120,7 +120,7 @@ class Production:
         self._check_files(known)
         return self._move(version, pointer, "promote", reason, run_id, condition)
 
-    def rollback(self, reason: str, unchecked: bool = False) -> Pointer:
+    def rollback(self, reason: str, unchecked: bool = False, epoch: int | None = None) -> Pointer:
         """Point the alias back at what it named before its last promotion.
 
         Rolling back twice goes two promotions back, not forward again.
@@ -129,8 +129,10 @@ class Production:
             reason: For the audit log.
             unchecked: Neither ask MLflow nor read the version's files first: what a
                 person at night decides while a bad version serves.
+            epoch: The move that is to be taken back; None takes back whichever is the last.
 
         Raises:
+            StalePromotion: Another move has come since. Nothing moved.
             LedgerError: There is nothing to go back to, or MLflow's alias was moved by hand.
             StoreError: The version's files are not what was registered. Nothing moved.
             RegistryError: MLflow cannot be asked. Nothing moved.
@@ -143,6 +145,11 @@ class Production:
             raise LedgerError(
                 f"{self._label} is {serving}, and nothing served before it.",
                 "See: penstock model history",
+            )
+        if epoch is not None and pointer.epoch != epoch:
+            raise StalePromotion(
+                f"{self._label} has moved since: it is version {pointer.version} now.",
+                "Look at what serves now before you roll back.",
             )
         if not unchecked:
             self._check_the_way_back(served[-2])

@@ -24,6 +24,7 @@ from pydantic import (
 from penstock import registry
 from penstock.classifier_section import HELD_OUT, Classifier, require_fit
 from penstock.folders import SCHEMES
+from penstock.observe_section import Observe
 from penstock.orchestrate_section import Orchestrate
 from penstock.rollout_section import RolloutSection
 from penstock.section import Later, Place, Plugin, Section, ShortStep, known, named_step
@@ -449,6 +450,7 @@ class Recipe(Section):
     register_: Register = Field(Register(), alias="register")
     deploy: Deploy = Deploy()
     serve: Annotated[Serve, Place()] = Serve()
+    observe: Annotated[Observe, Place()] = Observe()
     orchestrate: Annotated[Orchestrate, Place()] = Orchestrate()
 
     @model_validator(mode="after")

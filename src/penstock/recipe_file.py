@@ -18,12 +18,17 @@ from penstock.recipe import Recipe
 from penstock.section import named_step
 
 
-def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    path: Path | str,
+    overrides: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Recipe:
     """Read, expand and check a recipe.
 
     Args:
         path: The YAML file.
         overrides: Dotted key -> value, as ``--set train.max_steps=10`` gives them.
+        environ: What ``${VAR}`` stands for.
 
     Raises:
         RecipeError: Everything that is wrong with it, at once.
@@ -35,13 +40,13 @@ def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
         _set(tree, key, value)
     mistakes: list[Mistake] = []
     try:
-        expanded = _expand(tree, (), mistakes)
+        expanded = _expand(tree, (), mistakes, environ)
     except RecursionError:
         raise RecipeError(f"{path} is nested too deeply, or contains itself.") from None
     recipe = _build(expanded, tree, path.resolve().parent, mistakes)
     if mistakes or recipe is None:
         names = _VARIABLE.findall(f"{written} {overrides}")
-        variables = {f"${{{name}}}": os.environ.get(name, "") for name in names}
+        variables = {f"${{{name}}}": environ.get(name, "") for name in names}
         shown = [without_secrets(one, tree, variables) for one in mistakes]
         raise RecipeError(report(path, written, shown))
     recipe._folder, recipe._written = path.resolve().parent, written
@@ -113,20 +118,25 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
 
-def _expand(value: Any, path: tuple[str | int, ...], mistakes: list[Mistake]) -> Any:
+def _expand(
+    value: Any,
+    path: tuple[str | int, ...],
+    mistakes: list[Mistake],
+    environ: Mapping[str, str] = os.environ,
+) -> Any:
     """Replace ``${VAR}`` in every text; nothing else of the environment is read."""
     if isinstance(value, dict):
-        return {key: _expand(item, (*path, key), mistakes) for key, item in value.items()}
+        return {key: _expand(item, (*path, key), mistakes, environ) for key, item in value.items()}
     if isinstance(value, list):
-        return [_expand(item, (*path, i), mistakes) for i, item in enumerate(value)]
+        return [_expand(item, (*path, i), mistakes, environ) for i, item in enumerate(value)]
     if not isinstance(value, str):
         return value
 
     def variable(match: re.Match[str]) -> str:
         name = match.group(1)
-        if name not in os.environ:
+        if name not in environ:
             mistakes.append(Mistake(path, f"the environment has no variable {name!r}"))
-        return os.environ.get(name, "")
+        return environ.get(name, "")
 
     return _VARIABLE.sub(variable, value)
 
@@ -134,7 +144,7 @@ def _expand(value: Any, path: tuple[str | int, ...], mistakes: list[Mistake]) ->
 def _build(
     tree: dict[str, Any], unexpanded: Any, folder: Path, mistakes: list[Mistake]
 ) -> Recipe | None:
-    for seam, path, config in _plugins(tree):
+    for seam, path, config in plugins_in(tree):
         written = named_step(value_at(unexpanded, path))
         mistakes.extend(_plugin_mistakes(seam, path, config, written, folder))
     try:
@@ -144,7 +154,7 @@ def _build(
         return None
 
 
-def _plugins(tree: Any) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, Any]]]:
+def plugins_in(tree: Any) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, Any]]]:
     """Every section that names an adapter: seam, path, and what was written."""
     sources = tree.get("sources")
     for name, config in sources.items() if isinstance(sources, dict) else ():

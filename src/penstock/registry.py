@@ -83,6 +83,12 @@ BUILTIN: dict[str, dict[str, str]] = {
         "openai": "penstock.serving.backends.openai:OpenAIBackend",
         "vllm": "penstock.serving.backends.vllm:VllmBackend",
     },
+    # How each is asked to start a run.
+    "orchestrators": {
+        "airflow": "penstock.orchestrators.airflow_api:trigger",
+        "dagster": "penstock.orchestrators.dagster_api:trigger",
+        "prefect": "penstock.orchestrators.prefect_api:trigger",
+    },
 }
 
 

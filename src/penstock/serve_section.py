@@ -251,6 +251,11 @@ class Serve(Section):
     log: LogConfig | None = Field(LogConfig(), description="Null: requests are not logged.")
     poll_interval_s: float = Field(0.5, gt=0, description="How often the pointer is read.")
     traces: TracesConfig | None = Field(None, description="Null: no request is traced.")
+    console: bool = Field(
+        False,
+        description="Pages about the project below `/console`. Where others can reach the "
+        "gateway, `PENSTOCK_CONSOLE_KEY` must hold an admin key.",
+    )
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Serve:

@@ -92,7 +92,7 @@ def test_a_mistake_in_the_section_is_refused_with_its_line(tmp_path, section, sa
     assert "admin:pw" not in error.value.message.replace("received 'http://admin:pw@host'", "")
 
 
-@pytest.mark.parametrize("key", ["", "two words", "x" * 201, "tab\t", "ü"])
+@pytest.mark.parametrize("key", ["", "two words", "x" * 301, "tab\t", "ü"])
 def test_what_is_no_name_for_a_run_is_refused(key):
     with pytest.raises(RecipeError):
         checked_key(key)

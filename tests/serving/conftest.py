@@ -50,6 +50,7 @@ def gateway(fake_folders, pointer, tmp_path):
                 keys=settings.pop("api_keys", None),
                 accounts=settings.pop("accounts", None),
                 feedback=settings.pop("feedback", None),
+                alerts=settings.pop("alerts", None),
             )
             config = Serve(
                 **{

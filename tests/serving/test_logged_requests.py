@@ -4,7 +4,7 @@ import json
 
 import httpx
 import pytest
-from doubles import wait_until
+from doubles import model, wait_until
 
 from penstock.day_tables import DayTable
 from penstock.monitoring.request_log import RequestLog
@@ -58,6 +58,29 @@ def test_a_row_has_what_was_asked_and_answered_streamed_or_not(logged):
     assert 0 < second["ttft_s"] <= second["duration_s"]
     assert json.loads(third["prompt"]) == turns
     assert (third["conversation"], third["request_id"]) == ("c1", "mine")
+
+
+def test_texts_that_are_embedded_ranked_and_classified_have_their_roles(logged, fake_folders):
+    labels = ["billing", "chat"]
+    more = {
+        "ranks": model(task="rerank", source=str(fake_folders[2])),
+        "kinds": model(task="classify", source=str(fake_folders[3]), labels=labels),
+    }
+    server, rows = logged(more=more)
+    for path, body in (
+        ("embeddings", {"model": "vectors", "input": ["one", "two"]}),
+        ("rerank", {"model": "ranks", "query": "which", "documents": ["this", "that"]}),
+        ("classify", {"model": "kinds", "input": ["only me"]}),
+        ("classify", {"model": "kinds", "input": ["me", "and me"]}),
+    ):
+        assert httpx.post(f"{server.url}/v1/{path}", json=body).status_code == 200
+    found = rows(4)
+    roles = [[turn["role"] for turn in json.loads(row["prompt"])] for row in found]
+    assert roles == [["text"] * 2, ["query", "document", "document"], ["user"], ["text"] * 2]
+    assert json.loads(found[1]["prompt"])[2]["content"] == "that"
+    assert [row["finish_reason"] for row in found] == [None, None, "stop", None]
+    assert found[2]["answer"] in labels
+    assert [row["answer"] for row in found if row is not found[2]] == [None] * 3
 
 
 def test_content_is_only_kept_if_it_is_asked_for(logged):

@@ -68,6 +68,25 @@ def test_a_correction_is_the_response_whatever_the_score(project):
     assert row["score"] == 0.0
 
 
+def test_one_rater_s_flood_brings_no_more_rows_than_the_recipe_allows(project):
+    names = [response_id(number=i) for i in range(12)]
+    project.log(*map(asked, names))
+    project.say(*(correction(name, "Buy here.", rater="flood") for name in names[:8]))
+    project.say(*(opinion(name, rater="flood") for name in names[8:]))
+    project.say(opinion(names[8], rater="ann"), correction(names[11], "By key.", rater="bob"))
+    found = project.pieces(max_rows_per_rater=3)
+    rows = [row for one in found if isinstance(one, pa.RecordBatch) for row in one.to_pylist()]
+    # Three of the flood's own, one that ann agrees with, and bob's.
+    assert sorted(row["response"] for row in rows) == [
+        *["Buy here."] * 3,
+        "By key.",
+        "With your key.",
+    ]
+    reasons = [one.reason for one in found if isinstance(one, DeadLetter)]
+    assert reasons == ["more than 3 rows on the word of one rater"] * 7
+    assert project.source().snapshot() == project.source(max_rows_per_rater=3).snapshot()
+
+
 def test_corrections_can_be_left_out(project):
     name = response_id()
     project.log(asked(name))

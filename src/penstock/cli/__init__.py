@@ -12,7 +12,26 @@ from typing import Annotated
 import typer
 
 from penstock import __version__
-from penstock.cli import data, export, gate, keys, loop, models, news, rollout, serving, start
+from penstock.cli import (
+    alarms,
+    clusters,
+    console,
+    data,
+    doctor,
+    drift,
+    export,
+    gate,
+    keys,
+    loop,
+    models,
+    news,
+    observers,
+    orchestrate,
+    rollout,
+    serving,
+    start,
+    watch,
+)
 from penstock.errors import LedgerError, PenstockError
 
 app = typer.Typer(
@@ -22,7 +41,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (start, loop, data, gate, models, rollout, serving, keys, news, export):
+for part in (
+    start,
+    loop,
+    news,
+    data,
+    gate,
+    models,
+    rollout,
+    serving,
+    console,
+    keys,
+    export,
+    orchestrate,
+    clusters,
+    observers,
+    drift,
+    watch,
+    alarms,
+    doctor,
+):
     app.add_typer(part.app)
 
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C, as shells do

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,14 +26,24 @@ def run(
         str | None, typer.Option("--from", help="Take all before this stage from the ledger.")
     ] = None,
     force: Annotated[list[str] | None, typer.Option(help="Run this stage again.")] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="Your name for the run: there is one of it, to be gone on with."),
+    ] = None,
     set_: Set = None,
     json_: Json = False,
 ) -> None:
     """Run the loop once: only what is missing runs."""
     from penstock import printing
+    from penstock.orchestrators.base import checked_key
 
+    if key is not None and (until or start or force):
+        raise RecipeError("--key is about a whole run.", "Leave out --until, --from and --force.")
     pipeline = open_recipe(recipe, set_, quiet=json_)
-    report = pipeline.run(until=until, start=start, force=tuple(force or ()))
+    if key is None:
+        report = pipeline.run(until=until, start=start, force=tuple(force or ()))
+    else:
+        report = pipeline.run_named(checked_key(key))
     printing.as_json(report) if json_ else printing.report_table(report)
     raise typer.Exit(report.exit_code)
 
@@ -73,12 +85,11 @@ def step(
 
     if task:
         die_with_parent()
-    pipeline = open_recipe(recipe, set_, quiet=json_)
-    run_id = _opened(pipeline, run_id, key)
+    pipeline, opened = _opened(recipe, set_, json_, run_id, key)
     if task:
-        printing.line(step_as_task(pipeline, stage, run_id))
+        printing.line(step_as_task(pipeline, stage, opened))
         return
-    report = pipeline.step(stage, run_id)
+    report = pipeline.step(stage, opened)
     printing.as_json(report) if json_ else printing.report_table(report)
     raise typer.Exit(report.exit_code if stage in ("gate", "deploy") else 0)
 
@@ -91,23 +102,37 @@ def due(
     from penstock import printing
     from penstock.orchestrators.results import due_as_task
 
-    pipeline = open_recipe(recipe, set_, quiet=True)
-    printing.line(due_as_task(pipeline, _opened(pipeline, run_id, key)))
+    printing.line(due_as_task(*_opened(recipe, set_, True, run_id, key)))
 
 
-def _opened(pipeline: Pipeline, run_id: str | None, key: str | None) -> str:
-    """The id of the run that is meant, which may have to be opened.
+def _opened(
+    recipe: Path, set_: list[str] | None, quiet: bool, run_id: str | None, key: str | None
+) -> tuple[Pipeline, str]:
+    """The pipeline, and the id of the run that is meant, which may have to be opened.
+
+    With a key, what was set when the run was opened holds for all its stages.
 
     Raises:
-        RecipeError: None is named, or two are.
+        RecipeError: No run is named, or two are; or other values are set than it was opened with.
     """
     from penstock.orchestrators.base import checked_key
 
     if (run_id is None) == (key is None):
         raise RecipeError("Which run?", "Give --run or --key, and not both.")
-    if key is not None:
-        return pipeline.start(key=checked_key(key)).id
-    return pipeline.start().id if run_id == "new" else str(run_id)
+    pipeline = open_recipe(recipe, set_, quiet)
+    if key is None:
+        return pipeline, pipeline.start().id if run_id == "new" else str(run_id)
+    run = pipeline.start(key=checked_key(key))
+    if run.overrides == pipeline.overrides:
+        return pipeline, run.id
+    if set_:
+        raise RecipeError(
+            f"Run {run.id} was opened with other values: {dict(run.overrides)}.",
+            "Leave out --set: what was set when the run was opened holds for all its stages.",
+        )
+    return open_recipe(
+        recipe, [f"{k}={json.dumps(v)}" for k, v in run.overrides.items()], quiet
+    ), run.id
 
 
 @app.command()

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from penstock.cli.console import console_of
 from penstock.cli.options import DEFAULT, Json, RecipePath, Set, open_recipe, overrides_of
 
 app = typer.Typer()
@@ -30,11 +31,12 @@ def serve(
     from penstock.serving.production import serve_as_worker, serve_production
 
     pipeline = open_recipe(recipe, overrides, quiet=True)
+    console = console_of(pipeline)
     if worker is not None and socket is not None:
-        serve_as_worker(pipeline, socket)
+        serve_as_worker(pipeline, socket, console)
         return
     command = [sys.executable, "-m", "penstock.cli", "serve", "--recipe", str(recipe)]
-    serve_production(pipeline, [*command, *(f"--set={one}" for one in overrides)])
+    serve_production(pipeline, [*command, *(f"--set={one}" for one in overrides)], console)
 
 
 @app.command()

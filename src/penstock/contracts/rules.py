@@ -236,6 +236,16 @@ _REFUSAL = (
 )
 
 
+def refusals(text: pl.Series, first_characters: int = 200) -> pl.Series:
+    """The words by which texts refuse where they begin; null where they do not.
+
+    Args:
+        text: Answers.
+        first_characters: So much of each is read.
+    """
+    return text.str.slice(0, first_characters).str.extract(f"({_REFUSAL})", 1)
+
+
 class RefusalOptions(ResponseOptions):
     """Where to look for a refusal, and for which."""
 
@@ -253,7 +263,7 @@ class Refusal(_TextRule):
     def fault(self, text: pl.Series) -> pl.Series:
         """Texts that refuse, with the words they do it by."""
         start = text.str.slice(0, self.options.first_characters)
-        found = start.str.extract(f"({_REFUSAL})", 1)
+        found = refusals(text, self.options.first_characters)
         for phrase in self.options.also:
             same = start.str.to_lowercase().str.contains(phrase.lower(), literal=True)
             found = pl.select(pl.coalesce(found, _where(same.fill_null(False), phrase))).to_series()

@@ -10,7 +10,7 @@ from penstock.gates.comparison import Comparison
 from penstock.gates.decision import Decision, Side
 from penstock.gates.report import HEADLINES, comparison_rows, floor_rows, limits_explained, number
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark;
   --page: #f6f7f9; --card: #ffffff; --ink: #1a2230; --soft: #5d6a7e; --rule: #dfe4ea;
   --good: #17794b; --bad: #b93232; --unsure: #9a6700; --calm: #4a6da7;
@@ -78,11 +78,22 @@ def to_html(decision: Decision, title: str = "Gate") -> str:
         _numbers(decision),
         _provenance(decision),
     ]
+    return document(f"{title}: {decision.verdict}", decision.verdict, sections)
+
+
+def document(title: str, kind: str, sections: Sequence[str]) -> str:
+    """A whole page.
+
+    Args:
+        title: Escaped here.
+        kind: PASS, BLOCK or INCONCLUSIVE, for its colour.
+        sections: HTML.
+    """
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}: {decision.verdict}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f'<body class="{decision.verdict}">\n<main>\n{"".join(sections)}</main>\n</body>\n</html>\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f'<body class="{kind}">\n<main>\n{"".join(sections)}</main>\n</body>\n</html>\n'
     )
 
 
@@ -111,7 +122,7 @@ def _forests(decision: Decision) -> list[str]:
     sections = []
     for heading, rows, in_percent in plotted:
         if rows:
-            sections.append(_section(heading, legend, plots.forest(rows, in_percent)))
+            sections.append(section(heading, legend, plots.forest(rows, in_percent)))
             legend = ""  # once is enough
     return sections
 
@@ -122,25 +133,25 @@ def _disagreement(decision: Decision) -> str:
     if not rows:
         return ""
     legend = "Only the items on which the models differ can tell them apart."
-    return _section("Where the models disagree", legend, plots.discordance(rows))
+    return section("Where the models disagree", legend, plots.discordance(rows))
 
 
 def _floors(decision: Decision) -> str:
     if not decision.floors:
         return ""
     legend = "What the candidate must reach by itself. The mark is the bound."
-    return _section("Floors", legend, plots.floors(decision.floors))
+    return section("Floors", legend, plots.floors(decision.floors))
 
 
 def _numbers(decision: Decision) -> str:
     tables = []
     if decision.rows:
-        tables.append(_table(comparison_rows(decision)))
+        tables.append(table(comparison_rows(decision)))
         untested = "".join(map(_untested, decision.comparisons))
         tables.append(f'<p class="soft">{escape(limits_explained(decision))}</p>{untested}')
     if decision.floors:
-        tables.append(_table(floor_rows(decision)))
-    return _section("All numbers", "", "".join(tables))
+        tables.append(table(floor_rows(decision)))
+    return section("All numbers", "", "".join(tables))
 
 
 def _untested(row: Comparison) -> str:
@@ -162,7 +173,7 @@ def _provenance(decision: Decision) -> str:
         ("Seed", str(policy.seed)),
     ]
     listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in entries)
-    return _section("Policy and provenance", "", f"<dl>{listed}</dl>")
+    return section("Policy and provenance", "", f"<dl>{listed}</dl>")
 
 
 def _side(side: Side) -> str:
@@ -170,7 +181,8 @@ def _side(side: Side) -> str:
     return f"{escape(side.label)}{model}<br><code>{escape(side.digest)}</code>"
 
 
-def _section(heading: str, legend: str, content: str) -> str:
+def section(heading: str, legend: str, content: str) -> str:
+    """A part of a page; heading and legend are escaped, the content is HTML."""
     explained = f'<p class="soft">{escape(legend)}</p>' if legend else ""
     return (
         f'<section><h2>{escape(heading)}</h2>{explained}<div class="scroll">{content}</div>'
@@ -178,7 +190,8 @@ def _section(heading: str, legend: str, content: str) -> str:
     )
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """A table whose first row is its header; all cells are escaped."""
     header, *body = rows
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     lines = "".join(

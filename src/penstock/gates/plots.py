@@ -73,7 +73,7 @@ def forest(rows: Sequence[Comparison], in_percent: bool) -> str:
     for index, (row, unit) in enumerate(zip(rows, units, strict=True)):
         parts.append(_forest_row(row, unit, scale, index * ROW, "%" if in_percent else ""))
     kind = "per cent of the baseline" if in_percent else "points"
-    return _svg(parts, height, f"Difference between candidate and baseline in {kind}")
+    return svg(parts, height, f"Difference between candidate and baseline in {kind}")
 
 
 def _unit(row: Comparison, in_percent: bool) -> float:
@@ -96,9 +96,9 @@ def _axis(scale: _Scale, height: int, suffix: str) -> str:
     parts = []
     for tick in scale.ticks():
         x = scale.x(tick)
-        parts.append(_line(x, 0, x, bottom, "zero" if abs(tick) < 1e-12 else "grid"))
+        parts.append(line(x, 0, x, bottom, "zero" if abs(tick) < 1e-12 else "grid"))
         label = f"{tick:+.6g}" if abs(tick) > 1e-12 else "0"
-        parts.append(_text(x, bottom + 18, label + suffix, "tick", "middle"))
+        parts.append(text(x, bottom + 18, label + suffix, "tick", "middle"))
     return "".join(parts)
 
 
@@ -107,17 +107,17 @@ def _forest_row(row: Comparison, unit: float, scale: _Scale, top: float, suffix:
     parts = [_label(row.name, y, strong=row.is_macro)]
     if row.margin is not None:
         x = scale.x(-row.margin * unit)
-        parts.append(_line(x, top + 4, x, top + ROW - 4, "margin", f"margin {number(row.margin)}"))
+        parts.append(line(x, top + 4, x, top + ROW - 4, "margin", f"margin {number(row.margin)}"))
     thin = _span(row.interval_lower, row.interval_upper, unit, scale)
     if thin:
-        parts.append(_line(thin[0], y, thin[1], y, f"thin {tone(row.judgement)}"))
+        parts.append(line(thin[0], y, thin[1], y, f"thin {tone(row.judgement)}"))
     thick = _span(row.lower, row.upper, unit, scale)
     if thick:
-        parts.append(_line(thick[0], y, thick[1], y, f"thick {tone(row.judgement)}"))
+        parts.append(line(thick[0], y, thick[1], y, f"thick {tone(row.judgement)}"))
     parts.append(_dot(row, scale.x(row.difference * unit), y))
     shown = f"{row.difference * unit:+.2f}{suffix}"
-    parts.append(_text(TEXT_START + 62, y + 4, shown, "value", "end"))
-    parts.append(_text(TEXT_START + 76, y + 4, row.judgement.value, f"shown {tone(row.judgement)}"))
+    parts.append(text(TEXT_START + 62, y + 4, shown, "value", "end"))
+    parts.append(text(TEXT_START + 76, y + 4, row.judgement.value, f"shown {tone(row.judgement)}"))
     return "".join(parts)
 
 
@@ -146,13 +146,13 @@ def discordance(rows: Sequence[Comparison]) -> str:
     height = len(rows) * ROW + 24
     middle = scale.x(0)
     parts = [
-        _text(middle - 10, 14, "baseline does better", "tick", "end"),
-        _text(middle + 10, 14, "candidate does better", "tick"),
+        text(middle - 10, 14, "baseline does better", "tick", "end"),
+        text(middle + 10, 14, "candidate does better", "tick"),
     ]
     for index, row in enumerate(rows):
         parts.append(_discordance_row(row, scale, 24 + index * ROW))
-    parts.append(_line(middle, 22, middle, height, "zero"))
-    return _svg(parts, height, "Items on which the two models disagree")
+    parts.append(line(middle, 22, middle, height, "zero"))
+    return svg(parts, height, "Items on which the two models disagree")
 
 
 def _discordance_row(row: Comparison, scale: _Scale, top: float) -> str:
@@ -162,11 +162,11 @@ def _discordance_row(row: Comparison, scale: _Scale, top: float) -> str:
     return "".join(
         [
             _label(row.name, y),
-            _bar(left, top + 8, middle - left, "worse"),
-            _bar(middle, top + 8, right - middle, "better"),
-            _text(left - 6, y + 4, f"{row.worse:,}", "value", "end"),
-            _text(right + 6, y + 4, f"{row.better:,}", "value"),
-            _text(WIDTH - 4, y + 4, f"{equal:,} of {row.num_items:,} equal", "tick", "end"),
+            bar(left, top + 8, middle - left, "worse"),
+            bar(middle, top + 8, right - middle, "better"),
+            text(left - 6, y + 4, f"{row.worse:,}", "value", "end"),
+            text(right + 6, y + 4, f"{row.better:,}", "value"),
+            text(WIDTH - 4, y + 4, f"{equal:,} of {row.num_items:,} equal", "tick", "end"),
         ]
     )
 
@@ -178,7 +178,7 @@ def floors(checks: Sequence[FloorCheck]) -> str:
         checks: At least one.
     """
     parts = [_floor_row(check, index * ROW) for index, check in enumerate(checks)]
-    return _svg(parts, len(checks) * ROW, "Floors and ceilings")
+    return svg(parts, len(checks) * ROW, "Floors and ceilings")
 
 
 def _floor_row(check: FloorCheck, top: float) -> str:
@@ -192,11 +192,11 @@ def _floor_row(check: FloorCheck, top: float) -> str:
     return "".join(
         [
             _label(check.metric, y),
-            _bar(PLOT_START, top + 8, PLOT_END - PLOT_START, "track"),
-            _bar(PLOT_START, top + 8, end - PLOT_START, f"fill {colour}"),
-            _line(mark, top + 4, mark, top + ROW - 4, "bound", f"{sign} {number(check.bound)}"),
-            _text(TEXT_START + 62, y + 4, number(check.value), "value", "end"),
-            _text(
+            bar(PLOT_START, top + 8, PLOT_END - PLOT_START, "track"),
+            bar(PLOT_START, top + 8, end - PLOT_START, f"fill {colour}"),
+            line(mark, top + 4, mark, top + ROW - 4, "bound", f"{sign} {number(check.bound)}"),
+            text(TEXT_START + 62, y + 4, number(check.value), "value", "end"),
+            text(
                 TEXT_START + 76,
                 y + 4,
                 f"{sign} {number(check.bound)} {'holds' if check.holds else 'fails'}",
@@ -206,7 +206,8 @@ def _floor_row(check: FloorCheck, top: float) -> str:
     )
 
 
-def _svg(parts: Sequence[str], height: float, title: str) -> str:
+def svg(parts: Sequence[str], height: float, title: str) -> str:
+    """A drawing of the page's width."""
     return (
         f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
@@ -219,12 +220,13 @@ def _label(name: str, y: float, strong: bool = False) -> str:
         half = LABEL_CHARACTERS // 2
         short = f"{name[: half - 1]}…{name[-half:]}"
     kind = "label strong" if strong else "label"
-    return _text(LABEL_END, y + 4, short, kind, "end", name)
+    return text(LABEL_END, y + 4, short, kind, "end", name)
 
 
-def _text(
+def text(
     x: float, y: float, content: str, kind: str, anchor: str = "start", title: str = ""
 ) -> str:
+    """Words at a place; escaped."""
     hover = f"<title>{escape(title)}</title>" if title else ""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">'
@@ -232,12 +234,14 @@ def _text(
     )
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str, title: str = "") -> str:
+def line(x1: float, y1: float, x2: float, y2: float, kind: str, title: str = "") -> str:
+    """A line of a CSS class."""
     hover = f"<title>{escape(title)}</title>" if title else ""
     position = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
     return f'<line {position} class="{kind}">{hover}</line>'
 
 
-def _bar(x: float, y: float, width: float, kind: str) -> str:
+def bar(x: float, y: float, width: float, kind: str) -> str:
+    """A bar as high as a row of a plot allows."""
     size = f'width="{max(width, 0):.1f}" height="{ROW - 16}"'
     return f'<rect x="{x:.1f}" y="{y:.1f}" {size} rx="2" class="{kind}"/>'

@@ -33,6 +33,9 @@ SEVERITIES: tuple[str, ...] = get_args(Severity)  # from the least
 MAX_KEY = 200
 MAX_EVIDENCE_BYTES = 64_000
 
+# Databases limit how many values one statement may name.
+_AT_ONCE = 500
+
 _TABLE = schema.alarms
 _EVENTS = schema.alarm_events
 
@@ -145,7 +148,7 @@ class Alarms:
             if record is None:
                 raise LedgerError(f"Alarm {alarm.key!r} was written and is not there.")
             if number is not None:
-                _log(connection, record.number, AlarmState.OPEN, "raised", "")
+                _log(connection, [record.number], AlarmState.OPEN, "raised", "")
         return record
 
     def find(self, number: int) -> AlarmRecord:
@@ -163,6 +166,11 @@ class Alarms:
         """A recipe's alarms, newest first."""
         query = sa.select(_TABLE).where(_TABLE.c.recipe == recipe)
         return self._all(query.order_by(_TABLE.c.number.desc()).limit(limit))
+
+    def last(self, recipe: str, kind: Kind) -> AlarmRecord | None:
+        """A recipe's newest alarm of a kind, whatever has become of it."""
+        query = sa.select(_TABLE).where(_TABLE.c.recipe == recipe, _TABLE.c.kind == kind)
+        return next(iter(self._all(query.order_by(_TABLE.c.number.desc()).limit(1))), None)
 
     def open(self, recipe: str) -> list[AlarmRecord]:
         """A recipe's alarms that may still start a run, oldest first."""
@@ -225,18 +233,17 @@ def settle(
     Returns:
         How many were open and are changed now.
     """
-    changed = 0
-    for number in numbers:
+    changed = []
+    for i in range(0, len(numbers), _AT_ONCE):
+        some = numbers[i : i + _AT_ONCE]
+        open_ = sa.and_(_TABLE.c.number.in_(some), _TABLE.c.state.in_(OPEN))
+        query = sa.select(_TABLE.c.number).where(open_).with_for_update()
+        still = list(connection.scalars(query.order_by(_TABLE.c.number)))
         values = {"state": state} | ({} if start_key is None else {"start_key": start_key})
-        done = connection.execute(
-            sa.update(_TABLE)
-            .where(_TABLE.c.number == number, _TABLE.c.state.in_(OPEN))
-            .values(**values)
-        )
-        if done.rowcount == 1:
-            _log(connection, number, state, reason, by)
-            changed += 1
-    return changed
+        connection.execute(sa.update(_TABLE).where(_TABLE.c.number.in_(still)).values(**values))
+        changed += still
+    _log(connection, changed, state, reason, by)
+    return len(changed)
 
 
 def _checked(alarm: Alarm) -> str:
@@ -280,16 +287,26 @@ def _record(row: Mapping[Any, Any]) -> AlarmRecord:
     )
 
 
-def _log(connection: sa.Connection, number: int, state: AlarmState, reason: str, by: str) -> None:
-    # Its row was written in this transaction, so nobody else counts its lines now.
-    last = connection.scalar(sa.select(sa.func.max(_EVENTS.c.nth)).where(_EVENTS.c.alarm == number))
+def _log(
+    connection: sa.Connection, numbers: Sequence[int], state: AlarmState, reason: str, by: str
+) -> None:
+    """Write a line for each alarm; their rows are held by this transaction."""
+    if not numbers:
+        return
+    nth = sa.select(sa.func.coalesce(sa.func.max(_EVENTS.c.nth), 0) + 1)
     connection.execute(
         sa.insert(_EVENTS).values(
-            alarm=number,
-            nth=(last or 0) + 1,
-            at_s=clock(connection),
-            state=state,
-            reason=reason,
-            actor=by or actor(),
-        )
+            nth=nth.where(_EVENTS.c.alarm == sa.bindparam("number")).scalar_subquery()
+        ),
+        [
+            {
+                "alarm": number,
+                "number": number,
+                "at_s": clock(connection),
+                "state": state,
+                "reason": reason,
+                "actor": by or actor(),
+            }
+            for number in numbers
+        ],
     )

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import psutil
+
+_PERSON: ContextVar[str] = ContextVar("person", default="")
+_LONGEST_PERSON = 80  # characters; an actor's column holds 200
 
 
 def this_process() -> str:
@@ -49,4 +55,16 @@ def process_of(holder: str) -> str:
 def actor() -> str:
     """Who moves a pointer, for the audit log."""
     user = os.environ.get("USER") or os.environ.get("LOGNAME") or f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
+    process = f"{user}@{socket.gethostname()}"
+    person = _PERSON.get()
+    return f"{person} by {process}" if person else process
+
+
+@contextmanager
+def acting_as(person: str) -> Iterator[None]:
+    """While the block runs, what is written down was done by this person through us."""
+    token = _PERSON.set(person[:_LONGEST_PERSON])
+    try:
+        yield
+    finally:
+        _PERSON.reset(token)

@@ -95,6 +95,11 @@ class Rollouts:
         query = sa.select(*_COLUMNS).where(_TABLE.c.fingerprint == fingerprint)
         return next(iter(self._all(query.order_by(_TABLE.c.started_s.desc()).limit(1))), None)
 
+    def started_in(self, run_id: str) -> Rollout | None:
+        """The rollout that a run has started."""
+        query = sa.select(*_COLUMNS).where(_TABLE.c.run_id == run_id)
+        return next(iter(self._all(query.order_by(_TABLE.c.started_s.desc()).limit(1))), None)
+
     def serving(self, model: str, alias: str) -> tuple[Pointer | None, Rollout | None]:
         """What an alias points at, and the rollout that is on, in one moment.
 

@@ -46,7 +46,7 @@ run_keys = sa.Table(
     "run_keys",
     metadata,
     Column("recipe", String(100), primary_key=True),
-    Column("key", String(200), primary_key=True),
+    Column("key", String(300), primary_key=True),
     Column("run_id", String(40), nullable=False),
 )
 run_stages = sa.Table(
@@ -200,6 +200,17 @@ audit = sa.Table(
     Column("actor", String(200), nullable=False),
     Column("run_id", String(40)),
     Column("at_s", Float, nullable=False),
+)
+# What was found in each window of traffic; drift_records.py explains it.
+drift_windows = sa.Table(
+    "drift_windows",
+    metadata,
+    Column("recipe", String(100), primary_key=True),
+    Column("stream", String(64), primary_key=True),
+    Column("start_ms", BigInteger, primary_key=True),
+    Column("end_ms", BigInteger, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("found", Text, nullable=False),
 )
 
 # API keys and what they use; the amounts are explained in accounts.py.

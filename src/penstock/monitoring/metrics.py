@@ -19,12 +19,11 @@ from prometheus_client import (
 )
 
 from penstock.errors import PenstockError
+from penstock.slo_section import DURATION_BUCKETS_S, FIRST_TOKEN_BUCKETS_S
 
 UNKNOWN = "unknown"
 
-_DURATION_BUCKETS_S = (0.1, 0.5, 1, 2, 5, 10, 30)
 _TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
-_FIRST_TOKEN_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 class Served(Protocol):
@@ -77,7 +76,7 @@ class ServingMetrics:
             "llm_request_duration_seconds",
             "Time from a request's first byte to its answer's last.",
             ["model", "endpoint"],
-            buckets=_DURATION_BUCKETS_S,
+            buckets=DURATION_BUCKETS_S,
             registry=registry,
         )
         self.active = Gauge(
@@ -93,14 +92,14 @@ class ServingMetrics:
             "llm_queue_wait_seconds",
             "Time that requests waited for a free slot.",
             ["model"],
-            buckets=_FIRST_TOKEN_BUCKETS_S,
+            buckets=FIRST_TOKEN_BUCKETS_S,
             registry=registry,
         )
         self.first_token = Histogram(
             "llm_time_to_first_token_seconds",
             "Time from a request's first byte to its answer's first token.",
             ["model"],
-            buckets=_FIRST_TOKEN_BUCKETS_S,
+            buckets=FIRST_TOKEN_BUCKETS_S,
             registry=registry,
         )
 
@@ -227,6 +226,13 @@ class ServingMetrics:
             "penstock_feedback",
             "What was said about responses, by the model that gave them.",
             ["model", "kind", "thumb"],
+            registry=registry,
+        )
+
+        self.alerts = Counter(
+            "penstock_alerts_taken",
+            "Alerts that came: firing, resolved, about another recipe, or the echo of an alarm.",
+            ["outcome"],
             registry=registry,
         )
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import enum
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -42,7 +43,7 @@ from penstock.section import Section
 
 # After this stage a run may turn out not to be worth going on with.
 LAST_OF_DATA = "validate"
-_KEY = re.compile(r"[!-~]{1,200}")
+_KEY = re.compile(r"[!-~]{1,300}")
 
 
 class Outcome(enum.Enum):
@@ -203,7 +204,7 @@ def read_flow(recipe: Path | str) -> Flow:
     Raises:
         RecipeError: There is no such file, or its ``orchestrate`` section is wrong.
     """
-    path = Path(recipe).absolute()
+    path = Path(os.path.abspath(recipe))  # as it is called, also where that is a link
     written, tree, mistakes = expanded_tree(path, ("name", "orchestrate"))
     if not mistakes:
         try:
@@ -224,11 +225,11 @@ def checked_key(key: str) -> str:
     """A name for a run, if it is one.
 
     Raises:
-        RecipeError: It is not 1 to 200 printable characters of ASCII without spaces.
+        RecipeError: It is not 1 to 300 printable characters of ASCII without spaces.
     """
     if not _KEY.fullmatch(key):
         raise RecipeError(
-            f"--key {key[:80]!r} cannot name a run.", "1 to 200 characters of ASCII, no spaces."
+            f"--key {key[:80]!r} cannot name a run.", "1 to 300 characters of ASCII, no spaces."
         )
     return key
 

@@ -13,7 +13,6 @@ step that has found the answer.
 """
 
 import json
-import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +22,9 @@ import dagster as dg
 from pydantic import Field
 
 from penstock.orchestrators.base import LAST_OF_DATA, Flow, Task, TaskFailed, TaskResult
+from penstock.orchestrators.dagster_api import KEY_TAG, REASON_TAG, job_name, settings_name
 from penstock.orchestrators.in_place import PASSED, Run, cron, in_place_flow, verdict
 
-# Names the run for Penstock; whoever asks for a run twice by it gets it once.
-KEY_TAG = "penstock/key"
 _ROOT_TAG = "dagster/root_run_id"
 _ASK_EVERY_S = 300
 _CHECKS = {LAST_OF_DATA: "contract", "gate": "gate"}
@@ -65,7 +63,7 @@ def build_definitions(recipe: Path | str) -> dg.Definitions:
     flow = in_place_flow(recipe, "Dagster")
     assets = [_asset(flow, task) for task in flow.tasks]
     job = dg.define_asset_job(
-        name_of(flow), dg.AssetSelection.assets(*assets), tags=_tags(flow), description=flow.name
+        job_name(flow), dg.AssetSelection.assets(*assets), tags=_tags(flow), description=flow.name
     )
     starts = flow.settings.schedule
     return dg.Definitions(
@@ -73,27 +71,17 @@ def build_definitions(recipe: Path | str) -> dg.Definitions:
         jobs=[job],
         schedules=[] if starts is None else [_schedule(flow, job, starts)],
         sensors=[_sensor(flow, job)] if flow.settings.on_events else [],
-        resources={settings_of(flow): RunSettings()},
+        resources={settings_name(flow): RunSettings()},
     )
 
 
-def name_of(flow: Flow) -> str:
-    """The job's name; Dagster's names are words."""
-    return re.sub(r"[^A-Za-z0-9_]", "_", flow.name)
-
-
-def settings_of(flow: Flow) -> str:
-    """The name of the resource that takes a run's settings."""
-    return f"{name_of(flow)}_run"
-
-
 def _tags(flow: Flow) -> dict[str, str]:
-    return {f"penstock/tag/{tag}": "" for tag in flow.settings.tags}
+    return {"penstock/owner": flow.settings.owner, "penstock/tags": ", ".join(flow.settings.tags)}
 
 
 def _schedule(flow: Flow, job: Any, starts: str) -> dg.ScheduleDefinition:
     return dg.ScheduleDefinition(
-        name=f"{name_of(flow)}_schedule",
+        name=f"{job_name(flow)}_schedule",
         job=job,
         cron_schedule=cron(starts),
         execution_timezone="UTC",
@@ -102,7 +90,7 @@ def _schedule(flow: Flow, job: Any, starts: str) -> dg.ScheduleDefinition:
 
 
 def _asset(flow: Flow, task: Task) -> dg.AssetsDefinition:
-    name, check = name_of(flow), _CHECKS.get(task.stage)
+    name, check = job_name(flow), _CHECKS.get(task.stage)
     key = dg.AssetKey([name, task.stage])
     specs = [dg.AssetCheckSpec(check, asset=key)] if check else []
 
@@ -127,10 +115,11 @@ def _asset(flow: Flow, task: Task) -> dg.AssetsDefinition:
         deps=[dg.AssetKey([name, before]) for before in task.after],
         group_name=name,
         description=_ABOUT[task.stage],
-        owners=[f"team:{flow.settings.owner}"],
+        tags={"penstock/stage": task.stage},
+        metadata={"owner": flow.settings.owner, "recipe": dg.MetadataValue.path(flow.recipe)},
         kinds={"penstock"},
         check_specs=specs,
-        required_resource_keys={settings_of(flow)},
+        required_resource_keys={settings_name(flow)},
         retry_policy=dg.RetryPolicy(
             max_retries=flow.settings.retries, delay=flow.settings.retry_delay_s
         ),
@@ -144,7 +133,7 @@ def _run(flow: Flow, stage: str, context: dg.AssetExecutionContext) -> TaskResul
     tags = context.run.tags
     # A run that is executed again is the same run for Penstock: it goes on where it was.
     key = tags.get(KEY_TAG) or f"dagster:{tags.get(_ROOT_TAG) or context.run.run_id}"
-    set_ = getattr(context.resources, settings_of(flow)).set
+    set_ = getattr(context.resources, settings_name(flow)).set
     try:
         return Run(flow, key, set_, context.log.info).stage(stage)
     except TaskFailed as failure:
@@ -177,12 +166,12 @@ def _sensor(flow: Flow, job: Any) -> dg.SensorDefinition:
     def news() -> Iterator[dg.RunRequest | dg.SkipReason]:
         starts = _ask(flow)
         for key, reason in starts.items():
-            yield dg.RunRequest(run_key=key, tags={KEY_TAG: key, "penstock/reason": reason})
+            yield dg.RunRequest(run_key=key, tags={KEY_TAG: key, REASON_TAG: reason})
         if not starts:
             yield dg.SkipReason("Nothing is new, and no alarm is open.")
 
     sensor = dg.sensor(
-        name=f"{name_of(flow)}_news",
+        name=f"{job_name(flow)}_news",
         job=job,
         minimum_interval_seconds=_ASK_EVERY_S,
         default_status=dg.DefaultSensorStatus.RUNNING,

@@ -7,9 +7,7 @@ digest of itself, which tells an older export from one that somebody has edited.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import shlex
 from pathlib import Path, PurePosixPath
@@ -18,11 +16,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from penstock import __version__
-from penstock.artifacts import store_errors
-from penstock.errors import PenstockError, RecipeError
+from penstock.errors import RecipeError
+from penstock.orchestrators import exported
 
 PATH = Path(".github/workflows/model-evaluation.yml")
-_MARK = "# Digest of what follows: "
 
 # Current releases as of November 2026, by commit: a tag can be moved, a commit cannot.
 _CHECKOUT = "actions/checkout@de0fac2e4500dabe0009e67214ff5f5447ce83dd # v6.0.2"
@@ -111,7 +108,7 @@ def workflow(options: WorkflowOptions) -> str:
     body = _TEMPLATE
     for name, value in _values(options).items():
         body = body.replace(f"@{name}@", value)
-    return f"{_HEAD}{_MARK}{_digest(body)}\n{body}"
+    return exported.marked(_HEAD, body)
 
 
 def write(options: WorkflowOptions, path: Path, force: bool = False) -> bool:
@@ -123,20 +120,7 @@ def write(options: WorkflowOptions, path: Path, force: bool = False) -> bool:
     Raises:
         PenstockError: The file was changed by hand; ``force`` overwrites it.
     """
-    text = workflow(options)
-    there = _read(path)
-    if there == text:
-        return False
-    if there is not None and not force and not _is_ours(there):
-        raise PenstockError(
-            f"{path} was changed by hand.", "Look at the changes; --force overwrites them."
-        )
-    new = path.with_name(f".{path.name}.new")
-    with store_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(text, encoding="utf-8")
-        os.replace(new, path)
-    return True
+    return exported.write(workflow(options), path, force)
 
 
 def check(options: WorkflowOptions, path: Path) -> None:
@@ -145,37 +129,7 @@ def check(options: WorkflowOptions, path: Path) -> None:
     Raises:
         PenstockError: It is missing, older, or changed by hand.
     """
-    there = _read(path)
-    if there is None:
-        raise PenstockError(f"There is no {path}.", "Write it with: penstock export github")
-    if there != workflow(options):
-        why = "would be written otherwise" if _is_ours(there) else "was changed by hand"
-        raise PenstockError(
-            f"{path} {why}.", "Export it again with the same options; --force if changed by hand."
-        )
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PenstockError(f"{path} cannot be read: {error}", "Move it away.") from None
-
-
-def _is_ours(text: str) -> bool:
-    """Whether a file is an export, of whatever version and options, that nobody has edited."""
-    found = re.search(rf"^{re.escape(_MARK)}([0-9a-f]{{64}})\n", text, re.MULTILINE)
-    return (
-        found is not None
-        and text[: found.start()] == _HEAD
-        and _digest(text[found.end() :]) == found.group(1)
-    )
-
-
-def _digest(body: str) -> str:
-    return hashlib.sha256(body.encode()).hexdigest()
+    exported.check(workflow(options), path, "penstock export github")
 
 
 def _values(options: WorkflowOptions) -> dict[str, str]:

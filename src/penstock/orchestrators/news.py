@@ -38,8 +38,7 @@ def news_of(pipeline: Pipeline) -> News:
     before that run was opened, so that a thousand alarms at once are one run. With
     ``observe.retrain`` in the recipe ``penstock watch`` decides instead, and nothing is said.
     """
-    observe = getattr(pipeline.recipe, "observe", None)
-    if getattr(observe, "retrain", None) is not None:
+    if pipeline.recipe.observe.retrain is not None:
         return News()
     starts = dict(_oldest_alarm(pipeline))
     planned = pipeline.plan()[0]

@@ -30,16 +30,14 @@ from prefect.states import Completed, Failed
 
 from penstock.orchestrators.base import Flow, TaskFailed, TaskResult
 from penstock.orchestrators.in_place import Run, cron, in_place_flow, verdict
-
-# Of the deployment: triggers look for FLOW/penstock.
-DEPLOYMENT = "penstock"
+from penstock.orchestrators.prefect_api import DEPLOYMENT
 
 
 def build_flow(recipe: Path | str) -> prefect.Flow[..., Any]:
     """A recipe's stages as a flow.
 
     It takes ``set``, values of the recipe for one run, of those that are
-    ``orchestrate.settable``; and ``key``, which names the run for Penstock.
+    ``orchestrate.settable``; and ``reason``, which is for people to read.
 
     Args:
         recipe: The recipe's file.
@@ -50,8 +48,8 @@ def build_flow(recipe: Path | str) -> prefect.Flow[..., Any]:
     stages = in_place_flow(recipe, "Prefect")
     tasks = {task.stage: _task(stages, task.stage) for task in stages.tasks}
 
-    def loop(set: dict[str, Any] | None = None, key: str | None = None) -> Any:
-        name = key or f"prefect:{flow_run.id}"
+    def loop(set: dict[str, Any] | None = None, reason: str | None = None) -> Any:
+        name = f"prefect:{flow_run.id}"
         results: list[TaskResult] = []
         for task in tasks.values():
             results.append(task(name, set or {}))

@@ -12,7 +12,7 @@ from starlette.routing import Route, Router
 
 from penstock.errors import PenstockError
 from penstock.serve_section import Serve
-from penstock.serving import endpoints
+from penstock.serving import alerts, endpoints
 from penstock.serving.answering import json_response
 from penstock.serving.exchange import ExchangeLayer
 from penstock.serving.feedback import feedback
@@ -60,6 +60,7 @@ def _routes() -> list[Route]:
         Route("/v2/rerank", endpoints.rerank, methods=["POST"]),
         Route("/v1/classify", endpoints.classify, methods=["POST"]),
         Route("/v1/feedback", feedback, methods=["POST"]),
+        Route(alerts.PATH, alerts.alerts, methods=["POST"]),
         Route("/v1/models", _models),
         Route("/v1/models/{name:path}", _model),
         Route("/openapi.json", _openapi),

@@ -257,6 +257,7 @@ async def _embed(
     texts: list[str],
     reply: Callable[[Route, Floats], bytes],
 ) -> Response:
+    _keep(gateway, exchange, [("text", text) for text in texts])
     route, vectors = await _computed(
         gateway,
         exchange,
@@ -272,6 +273,7 @@ async def _rerank(
     gateway: Gateway, exchange: Exchange, name: str, asked: RerankRequest | ShortRerank
 ) -> Response:
     documents = asked.texts
+    _keep(gateway, exchange, [("query", asked.query), *(("document", one) for one in documents)])
     route, scores = await _computed(
         gateway,
         exchange,
@@ -285,6 +287,9 @@ async def _rerank(
 
 
 async def _classify(gateway: Gateway, exchange: Exchange, name: str, texts: list[str]) -> Response:
+    # One text with its label is what a correction can make a training row of.
+    role = "user" if len(texts) == 1 else "text"
+    _keep(gateway, exchange, [(role, text) for text in texts])
     route, scores = await _computed(
         gateway,
         exchange,
@@ -294,7 +299,16 @@ async def _classify(gateway: Gateway, exchange: Exchange, name: str, texts: list
         lambda route: route.backend.classify(texts),
     )
     labels = route.backend.labels
+    if gateway.wants_content and len(texts) == 1:
+        exchange.facts.answer = labels[int(scores[0].argmax())]
+        exchange.facts.finish_reason = "stop"
     return json_response(replies.classes(route.served, exchange.facts, scores, labels))
+
+
+def _keep(gateway: Gateway, exchange: Exchange, asked: Sequence[tuple[str, str]]) -> None:
+    """Keep what was asked, by role, if anybody wants to know."""
+    if gateway.wants_content:
+        exchange.facts.prompt = tuple({"role": role, "content": text} for role, text in asked)
 
 
 def _about(exchange: Exchange, name: str, texts: list[str]) -> Asked:

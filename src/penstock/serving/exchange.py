@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499  # nginx's number; HTTP has none
 _PROBES = frozenset({"/healthz", "/readyz"})
+_ALERTS = "/v1/alerts"
 _ENDPOINTS = frozenset(
     {
         "/",
@@ -52,8 +53,10 @@ _ENDPOINTS = frozenset(
         "/v1/classify",
         "/v1/feedback",
         "/v1/models",
+        _ALERTS,
     }
 )
+_CONSOLE = "/console/"
 _CONVERSATION_HEADER = b"x-penstock-conversation"
 # Where clients say which conversation a request belongs to.
 _CONVERSATION_KEYS = ("conversation_id", "session_id")
@@ -180,6 +183,10 @@ class ExchangeLayer:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        console = self.gateway.console
+        if console is not None and f"{scope['path']}/".startswith(_CONSOLE):
+            await console(scope, receive, send)
+            return
         exchange = Exchange(scope, send, self.gateway.tracer)
         # With an "app", the router raises for unknown paths instead of answering itself.
         scope["app"] = self
@@ -225,7 +232,8 @@ class ExchangeLayer:
 
     async def _let_in(self, exchange: Exchange, scope: Scope, receive: Receive) -> bool:
         """Whether the client may ask; if not, it is told so without its body being kept."""
-        if exchange.facts.endpoint in _PROBES:
+        # Alerts have a secret of their own, which may be proved by their bodies.
+        if exchange.facts.endpoint in _PROBES or exchange.facts.endpoint == _ALERTS:
             return True
         shown = dict(scope["headers"]).get(b"authorization")
         try:

@@ -28,6 +28,9 @@ from penstock.serving.routes import Pointers
 from penstock.serving.routing import Router
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from penstock.serving.alerts import AlertDesk
     from penstock.serving.feedback import FeedbackDesk
 
 logger = logging.getLogger(__name__)
@@ -51,6 +54,8 @@ class Surroundings:
         keys: Who may ask; None lets everybody in.
         accounts: Where use is reported, and budgets are kept.
         feedback: Takes feedback on responses; None: nobody does.
+        console: Answers what is below ``/console``, and asks for a key of its own.
+        alerts: Takes Alertmanager's alerts; None: nobody does.
     """
 
     pointers: Pointers
@@ -62,6 +67,8 @@ class Surroundings:
     keys: ApiKeys | None = None
     accounts: Accounts | None = None
     feedback: FeedbackDesk | None = None
+    console: ASGIApp | None = None
+    alerts: AlertDesk | None = None
 
 
 class Gateway:
@@ -76,6 +83,8 @@ class Gateway:
         models: By the names clients ask for.
         router: Chooses among them.
         feedback: Takes feedback; None: nobody does.
+        console: Answers what is below ``/console``; None: nobody does.
+        alerts: Takes alerts; None: nobody does.
         wants_content: Whether an observer wants to know what is asked and answered.
     """
 
@@ -94,6 +103,8 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self.access = Access(around.keys, around.accounts, PriceList.of(config.models))
         self.feedback = around.feedback
+        self.console = around.console
+        self.alerts = around.alerts
         self.wants_content = any(getattr(one, "wants_content", False) for one in around.observers)
         cache = around.cache_dir or Path.home() / ".cache" / "penstock"
         self.models = {

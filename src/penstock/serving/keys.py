@@ -136,7 +136,7 @@ def require_keys(host: str, keys_enabled: bool) -> None:
     Raises:
         RecipeError: That is what the configuration says.
     """
-    if keys_enabled or _is_loopback(host):
+    if keys_enabled or is_loopback(host):
         return
     raise RecipeError(
         f"The gateway would listen on {host!r}, where others can reach it, and ask nobody for "
@@ -145,7 +145,8 @@ def require_keys(host: str, keys_enabled: bool) -> None:
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
     if host == "localhost":
         return True
     try:

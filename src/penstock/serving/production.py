@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from penstock.conversions import conversions
@@ -13,9 +14,12 @@ from penstock.ledger.accounts import Accounts
 from penstock.ledger.api_keys import ApiKeys
 from penstock.ledger.rollouts import Rollouts
 from penstock.monitoring.feedback import FeedbackBook
+from penstock.monitoring.metrics import ServingMetrics
+from penstock.monitoring.project_metrics import ProjectMetrics
 from penstock.monitoring.request_log import RequestLog
 from penstock.recipe import Recipe
 from penstock.serve_section import LogConfig, Serve
+from penstock.serving.alerts import AlertDesk
 from penstock.serving.feedback import FeedbackDesk
 from penstock.serving.gateway import Surroundings
 from penstock.serving.keys import require_keys
@@ -26,6 +30,8 @@ from penstock.traffic import Traffic
 from penstock.version_files import fetched, folder_of
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from penstock.pipeline import Pipeline
     from penstock.serving.server import Listening
 
@@ -86,15 +92,19 @@ def served(recipe: Recipe, store: Store, ledger: Ledger) -> tuple[Serve, Surroun
         features = feature_store(options, recipe.folder)
     require_keys(serve.host, serve.keys)
     traffic, log = Traffic.of(store), serve.log
+    metrics = ServingMetrics()
+    metrics.registry.register(ProjectMetrics(recipe.name, recipe.model_name, ledger))
     return serve, Surroundings(
         LedgerPointers(recipe, serve, store, ledger),
         conversions(store),
         recipe.folder,
         features,
+        metrics=metrics,
         keys=ApiKeys(ledger.database) if serve.keys else None,
         accounts=Accounts(ledger.database),
         observers=() if log is None else (RequestLog(traffic.log, log),),
         feedback=_desk(traffic, log, ledger),
+        alerts=AlertDesk.of(recipe, ledger),
     )
 
 
@@ -111,12 +121,15 @@ def _desk(traffic: Traffic, log: LogConfig | None, ledger: Ledger) -> FeedbackDe
     return FeedbackDesk(book, model_of, Rollouts(ledger.database).score)
 
 
-def serve_production(pipeline: Pipeline, command: Sequence[str]) -> None:
+def serve_production(
+    pipeline: Pipeline, command: Sequence[str], console: ASGIApp | None = None
+) -> None:
     """Serve until told to stop; see ``server.serve``.
 
     Args:
         pipeline: Whose models.
         command: Starts a worker, where there are several.
+        console: Answers what is below ``/console``.
     """
     from penstock.serving.server import serve
     from penstock.serving.workers import Workers
@@ -125,16 +138,18 @@ def serve_production(pipeline: Pipeline, command: Sequence[str]) -> None:
     if config.workers > 1:
         Workers(config, command).run(_announce)
         return
+    around = replace(around, console=console)
     with rolling_out(pipeline.recipe, pipeline.store, pipeline.ledger, config, around) as around:
         serve(config, around, _announce)
 
 
-def serve_as_worker(pipeline: Pipeline, fd: int) -> None:
+def serve_as_worker(pipeline: Pipeline, fd: int, console: ASGIApp | None = None) -> None:
     """Serve on a port that another process has opened.
 
     Args:
         pipeline: Whose models.
         fd: The port's file descriptor.
+        console: Answers what is below ``/console``.
     """
     from penstock.serving.server import serve
     from penstock.serving.workers import inherited
@@ -144,6 +159,7 @@ def serve_as_worker(pipeline: Pipeline, fd: int) -> None:
     # The parent alone shows metrics to others.
     changed = {"workers": 1, "host": "127.0.0.1", "metrics_port": metrics_port}
     own = config.model_copy(update=changed)
+    around = replace(around, console=console)
     with rolling_out(pipeline.recipe, pipeline.store, pipeline.ledger, own, around) as around:
         serve(own, around, lambda at: print(json.dumps(at._asdict()), flush=True), inherited(fd))
 

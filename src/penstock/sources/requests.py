@@ -9,7 +9,7 @@ one number: what is known at the later pair and was not at the earlier is new.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -25,6 +25,7 @@ from penstock.day_tables import RESPONSE_ID, day_of, id_ms
 from penstock.errors import SourceError, SourceUnavailable, StoreError
 from penstock.folders import Folder, LocalFolder, ObjectFolder
 from penstock.opinions import Opinion, counted, judged
+from penstock.section import Later
 from penstock.sources.base import (
     OFFSET,
     ORIGIN,
@@ -74,6 +75,12 @@ class RequestsOptions(Options):
     reviewers: list[str] = Field(
         [], description="Tenants whose feedback counts for responses to others."
     )
+    max_rows_per_rater: Annotated[int | None, Later()] = Field(
+        None,
+        ge=1,
+        description="Rows that rest on the word of one rater alone, of each rater, that a run "
+        "takes; the rest are dead letters. Null: no limit.",
+    )
     long_chats: Literal["refuse", "last_turn"] = Field(
         "refuse",
         description="A chat of several user turns makes a dead letter; or a row whose "
@@ -112,12 +119,14 @@ class _Verdict:
         score: The mean of all that was said in numbers.
         text: The correction.
         key: Tells this row from others of the same response.
+        rater: Whose word it is, with the tenant; None if several have spoken for it.
     """
 
     origin: Literal["answer", "correction"]
     score: float | None
     text: str | None
     key: str
+    rater: tuple[str | None, str] | None
 
 
 class RequestsSource:
@@ -158,10 +167,11 @@ class RequestsSource:
         since, upto = _Point.at(unit.after), _Point.at(unit.position)
         self._refuse_another(unit, upto)
         opinions = self._opinions(self._candidates(since, upto), upto)
+        taken: Counter[tuple[str | None, str]] = Counter()
         days = groupby(sorted(opinions, key=lambda one: (id_ms(one), one)), key=_day)
         for day, names in days:
             while some := list(islice(names, _AT_ONCE)):
-                yield from self._pieces(day, some, opinions, since, upto, unit.position)
+                yield from self._pieces(day, some, opinions, since, upto, taken)
 
     def _refuse_another(self, unit: Unit, upto: _Point) -> None:
         log, feedback = self._traffic.log.standing(), self._traffic.feedback.standing()
@@ -197,8 +207,9 @@ class RequestsSource:
         opinions: Mapping[str, list[Opinion]],
         since: _Point,
         upto: _Point,
-        position: int,
+        taken: Counter[tuple[str | None, str]],
     ) -> Iterator[Piece]:
+        position = upto.position
         found = self._traffic.log.find(names, day, upto.log).to_pylist()
         logged = {row[RESPONSE_ID]: row for row in reversed(found)}
         rows = []
@@ -206,7 +217,7 @@ class RequestsSource:
             if name not in logged or not self._is_wanted(logged[name]):
                 continue
             for verdict in self._verdicts(logged[name], opinions[name], since):
-                reason = self._misfit(logged[name], verdict)
+                reason = self._misfit(logged[name], verdict) or self._too_many(verdict, taken)
                 if reason is None:
                     rows.append(_row(logged[name], verdict, position))
                 else:
@@ -229,9 +240,12 @@ class RequestsSource:
         if correction is not None:
             if not was_known or correction.place[0] > since.feedback:
                 key = "{}/{}.{}".format(name, *correction.place)
-                yield _Verdict("correction", now.score, correction.text, key)
+                whose = correction.tenant, correction.rater
+                yield _Verdict("correction", now.score, correction.text, key, whose)
         elif self._is_good(now.score) and not (was_known and self._was_good(said, since)):
-            yield _Verdict("answer", now.score, None, name)
+            raters = {(one.tenant, one.rater) for one in said if one.score is not None}
+            by = next(iter(raters)) if len(raters) == 1 else None
+            yield _Verdict("answer", now.score, None, name, by)
 
     def _was_good(self, said: Sequence[Opinion], since: _Point) -> bool:
         """Whether the answer was good enough at any moment until then, and may be a row already."""
@@ -253,6 +267,16 @@ class RequestsSource:
             return "no user said anything"
         if num_users > 1 and self._options.long_chats == "refuse":
             return f"a chat of {num_users} user turns, of which a row holds one"
+        return None
+
+    def _too_many(self, verdict: _Verdict, taken: Counter[tuple[str | None, str]]) -> str | None:
+        """Why a rater alone cannot have one more row; otherwise it is counted."""
+        limit = self._options.max_rows_per_rater
+        if limit is None or verdict.rater is None:
+            return None
+        if taken[verdict.rater] >= limit:
+            return f"more than {limit} rows on the word of one rater"
+        taken[verdict.rater] += 1
         return None
 
     def _cleaned(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

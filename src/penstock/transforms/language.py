@@ -98,6 +98,24 @@ class Language:
         return f"{language} {probability:.2f}, {' or '.join(self._options.keep)} {kept:.2f}"
 
 
+def known_languages() -> list[str]:
+    """Every language that can be told, sorted.
+
+    Raises:
+        MissingExtra: py3langid is not installed.
+    """
+    return sorted(map(str, _identifier(None).labels))
+
+
+def language_of(text: str) -> str:
+    """The likeliest language of a text, as an ISO 639 code.
+
+    Raises:
+        MissingExtra: py3langid is not installed.
+    """
+    return str(_identifier(None).classify(text[:_READ_CHARACTERS])[0])
+
+
 @cache
 def _identifier(among: tuple[str, ...] | None) -> Any:
     """One model for a process and a choice of languages; loading takes half a second."""

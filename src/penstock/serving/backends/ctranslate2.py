@@ -48,7 +48,7 @@ class CTranslate2Options(Section):
         description="Null: the cores divided among the batches. More threads than cores made one "
         "request four times slower.",
     )
-    max_batch: int = Field(8, ge=1, description="Requests in a batch.")
+    max_batch: int = Field(32, ge=1, description="Requests in a batch.")
 
 
 class CTranslate2Backend(Backend):

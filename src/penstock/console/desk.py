@@ -1,0 +1,246 @@
+"""What the pages show and the forms do: the calls that the commands make, for one project."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from penstock import printing, quarantine
+from penstock.artifacts import Artifact
+from penstock.errors import LedgerError
+from penstock.gates import Decision
+from penstock.ledger import Ledger, ModelVersion, Move, Pointer, RunRecord
+from penstock.ledger.accounts import Accounts, Usage
+from penstock.ledger.api_keys import ApiKeys
+from penstock.ledger.rollout_records import Rollout
+from penstock.ledger.rollouts import Rollouts
+from penstock.lineage import Lineage, ancestry
+from penstock.pipeline import NAMES, Pipeline
+from penstock.promotion import Production, served_versions
+from penstock.serving.prices import to_dollars
+from penstock.traffic import Traffic
+
+_NUM_OPINIONS = 50
+
+
+@dataclass(frozen=True)
+class StageView:
+    """One stage of a run.
+
+    Attributes:
+        name: Of the stage.
+        outcome: ``ran``, ``hit``, ``skipped`` or ``failed``; empty if it was not reached.
+        note: Why.
+        duration_s: Of this run's part in it.
+        rows: Rows in, removed (or quarantined) and out, as text.
+        result: What came of it, in one line.
+        artifact: Its result, if there is one.
+    """
+
+    name: str
+    outcome: str = ""
+    note: str = ""
+    duration_s: float = 0.0
+    rows: tuple[str, str, str] = ("", "", "")
+    result: str = ""
+    artifact: Artifact | None = None
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run with all stages of the loop, reached or not."""
+
+    record: RunRecord
+    stages: tuple[StageView, ...]
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What serves, and how it came to that.
+
+    Attributes:
+        name: The model.
+        alias: Its alias.
+        pointer: Where that points; None before the first promotion.
+        moves: The audit log, newest first.
+        previous: What a rollback would serve; None if there is nothing.
+        trial: The rollout that is on.
+    """
+
+    name: str
+    alias: str
+    pointer: Pointer | None
+    moves: list[Move]
+    previous: int | None
+    trial: Rollout | None
+
+    @property
+    def version(self) -> int | None:
+        """The version that serves."""
+        return None if self.pointer is None else self.pointer.version
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Use of one model, key or day."""
+
+    name: str
+    usage: Usage
+
+    @property
+    def dollars(self) -> str:
+        """What it came to, in US dollars."""
+        return f"{to_dollars(self.usage.nanousd):f}"
+
+
+class Desk:
+    """One project.
+
+    Args:
+        pipeline: The project.
+        production: Opens the alias that its deploy stage moves.
+    """
+
+    def __init__(self, pipeline: Pipeline, production: Callable[[], Production]) -> None:
+        self.pipeline = pipeline
+        self.production = production
+
+    @property
+    def ledger(self) -> Ledger:
+        """The project's."""
+        return self.pipeline.ledger
+
+    @property
+    def rollouts(self) -> Rollouts:
+        """The project's."""
+        return Rollouts(self.ledger.database)
+
+    @property
+    def name(self) -> str:
+        """The recipe's."""
+        return self.pipeline.recipe.name
+
+    # -- runs -----------------------------------------------------------------------
+
+    def runs(self) -> list[RunRecord]:
+        """Newest first."""
+        return self.ledger.runs(self.name)
+
+    def run(self, run_id: str) -> RunView:
+        """One run.
+
+        Raises:
+            LedgerError: There is none of this recipe.
+        """
+        record = self.ledger.run(run_id)
+        if record.recipe != self.name:
+            raise LedgerError(f"Run {record.id} is of another recipe.")
+        report = self.pipeline.report(record.id)
+        known = {one.stage: one for one in report.stages}
+        stages = []
+        for name in NAMES:
+            artifact, stage = report.artifacts.get(name), known.get(name)
+            if stage is None:
+                stages.append(StageView(name))
+                continue
+            rows = printing.row_counts(artifact)
+            result = "" if artifact is None else printing.result(artifact)
+            view = StageView(
+                name, stage.outcome, stage.note, stage.duration_s, rows, result, artifact
+            )
+            stages.append(view)
+        return RunView(record, tuple(stages))
+
+    def last_run(self) -> RunView | None:
+        """The newest run."""
+        found = self.ledger.runs(self.name, 1)
+        return self.run(found[0].id) if found else None
+
+    # -- gates ----------------------------------------------------------------------
+
+    def gates(self) -> list[Artifact]:
+        """All decisions, newest first."""
+        return self.ledger.results(self.name, "gate")[::-1]
+
+    def gate(self, fingerprint: str) -> tuple[Artifact, Decision]:
+        """One decision, with all that it rests on.
+
+        Raises:
+            LedgerError: There is none.
+            StoreError: Its files are gone.
+        """
+        artifact = self._gate(fingerprint)
+        path = self.pipeline.store.folder(artifact) / "decision.json"
+        try:
+            return artifact, Decision.from_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise LedgerError(f"The decision's files are gone: {error.strerror}.") from error
+
+    def _gate(self, fingerprint: str) -> Artifact:
+        artifact = self.ledger.find(fingerprint)
+        if artifact is None or artifact.stage != "gate":
+            raise LedgerError(f"There is no decision {fingerprint[:12]!r}.")
+        return artifact
+
+    # -- versions -------------------------------------------------------------------
+
+    def models(self) -> list[ModelVersion]:
+        """The recipe's model's versions, newest first."""
+        return self.ledger.models(self.pipeline.recipe.model_name)[::-1]
+
+    def model(self, version: int) -> ModelVersion:
+        """One version."""
+        return self.ledger.model(self.pipeline.recipe.model_name, version)
+
+    def lineage(self, model: ModelVersion) -> Lineage | None:
+        """What it was made of; None if no run of ours has made it."""
+        try:
+            return ancestry(model, self.ledger, self.pipeline.store)
+        except LedgerError:
+            return None
+
+    def serving(self) -> Serving:
+        """What serves, by the ledger."""
+        recipe = self.pipeline.recipe
+        name, alias = recipe.model_name, recipe.deploy.alias
+        moves = self.ledger.history(name, alias)
+        served = served_versions(moves)
+        return Serving(
+            name=name,
+            alias=alias,
+            pointer=self.ledger.pointer(name, alias),
+            moves=moves[::-1],
+            previous=served[-2] if len(served) > 1 else None,
+            trial=self.rollouts.open(name, alias),
+        )
+
+    # -- use and quality -------------------------------------------------------------
+
+    def costs(self) -> Mapping[str, list[Cost]]:
+        """Use by model, by key and by day."""
+        accounts = Accounts(self.ledger.database)
+        keys = {key.id: f"{key.name} ({key.id})" for key in ApiKeys(self.ledger.database).list()}
+        names = {"": "no key", **keys}
+        by_key = accounts.usage("key_id")
+        return {
+            "model": [Cost(*one) for one in accounts.usage("model").items()],
+            "key": [Cost(names.get(key, key), usage) for key, usage in by_key.items()],
+            "day": [Cost(*one) for one in sorted(accounts.usage("day").items())],
+        }
+
+    def held(self) -> list[quarantine.Held]:
+        """Rows in quarantine, counted."""
+        return quarantine.held(self.pipeline)
+
+    def held_rows(self, source: str, rule: str, limit: int) -> list[quarantine.HeldRow]:
+        """Rows in quarantine.
+
+        Raises:
+            StoreError: No row matches.
+        """
+        return quarantine.rows(self.pipeline, "", source, rule, limit)
+
+    def opinions(self) -> list[dict[str, Any]]:
+        """What people said of answers, newest first."""
+        return Traffic.of(self.pipeline.store).feedback.newest(_NUM_OPINIONS)

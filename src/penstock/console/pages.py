@@ -1,0 +1,145 @@
+"""Pages that only show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from penstock import rollout_report
+from penstock.console import charts
+from penstock.console.actions import DONE
+from penstock.console.desk import Desk
+from penstock.console.render import render
+from penstock.gates import summary_rows, to_html
+
+_NUM_ROWS = 50
+# The report brings its style with it; whatever else were in it could do nothing.
+_REPORT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; sandbox; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def loop(desk: Desk, request: Request) -> Response:
+    """Each stage's state by the last run, and what serves."""
+    done = DONE.get(request.query_params.get("done", ""), "")
+    last = desk.last_run()
+    return render(desk, request, "loop.html", last=last, serving=desk.serving(), done=done)
+
+
+def plan(desk: Desk, request: Request) -> Response:
+    """What a run would do now; asks every source what there is."""
+    return render(desk, request, "plan.html", planned=desk.pipeline.plan())
+
+
+def runs(desk: Desk, request: Request) -> Response:
+    """Runs, newest first."""
+    return render(desk, request, "runs.html", runs=desk.runs())
+
+
+def run(desk: Desk, request: Request) -> Response:
+    """Why each stage of a run ran, was a hit or was skipped; and what became of the rows."""
+    found = desk.run(request.path_params["run_id"])
+    artifacts = {one.name: one.artifact for one in found.stages if one.artifact is not None}
+    chart = charts.rows(list(artifacts.items()))
+    return render(desk, request, "run.html", run=found, artifacts=artifacts, chart=chart)
+
+
+def gates(desk: Desk, request: Request) -> Response:
+    """Decisions, newest first."""
+    return render(desk, request, "gates.html", gates=desk.gates())
+
+
+def gate(desk: Desk, request: Request) -> Response:
+    """One decision in numbers."""
+    artifact, decision = desk.gate(request.path_params["fingerprint"])
+    rows = summary_rows(decision)
+    return render(desk, request, "gate.html", artifact=artifact, decision=decision, rows=rows)
+
+
+def gate_report(desk: Desk, request: Request) -> Response:
+    """The whole report with its plots, made from the decision again."""
+    _, decision = desk.gate(request.path_params["fingerprint"])
+    return HTMLResponse(to_html(decision), headers={"content-security-policy": _REPORT_POLICY})
+
+
+def versions(desk: Desk, request: Request) -> Response:
+    """Registered versions, what serves, and every move of the pointer."""
+    done = DONE.get(request.query_params.get("done", ""), "")
+    models, serving = desk.models(), desk.serving()
+    return render(desk, request, "versions.html", models=models, serving=serving, done=done)
+
+
+def version(desk: Desk, request: Request) -> Response:
+    """One version, back to its source rows."""
+    model = desk.model(request.path_params["version"])
+    lineage = desk.lineage(model)
+    return render(
+        desk, request, "version.html", model=model, lineage=lineage, serving=desk.serving()
+    )
+
+
+def rollouts(desk: Desk, request: Request) -> Response:
+    """Versions that were or are on trial."""
+    serving = desk.serving()
+    found = desk.rollouts.of(serving.name, serving.alias)
+    return render(desk, request, "rollouts.html", rollouts=found)
+
+
+def rollout(desk: Desk, request: Request) -> Response:
+    """One trial: counts, differences, evidence and the log of decisions."""
+    rollouts = desk.rollouts
+    now = rollout_report.status(rollouts, rollouts.find(request.path_params["rollout_id"]))
+    return render(
+        desk,
+        request,
+        "rollout.html",
+        now=now,
+        headline=rollout_report.headline(now),
+        headers=rollout_report.SIGNAL_HEADERS,
+        signals=list(rollout_report.signal_rows(now)),
+        counts=rollout_report.counts(now).splitlines(),
+        done=DONE.get(request.query_params.get("done", ""), ""),
+    )
+
+
+def quarantine(desk: Desk, request: Request) -> Response:
+    """Rows that validation held back, by rule; and some of them."""
+    asked = request.query_params
+    source, rule = asked.get("source", ""), asked.get("rule", "")
+    held = desk.held()
+    rows = desk.held_rows(source, rule, _NUM_ROWS) if held else []
+    done = DONE.get(asked.get("done", ""), "")
+    chosen = {"source": source, "rule": rule}
+    return render(desk, request, "quarantine.html", held=held, rows=rows, chosen=chosen, done=done)
+
+
+def feedback(desk: Desk, request: Request) -> Response:
+    """What people said of answers, newest first."""
+    return render(desk, request, "feedback.html", opinions=desk.opinions())
+
+
+def cost(desk: Desk, request: Request) -> Response:
+    """What models, keys and days came to."""
+    costs = desk.costs()
+    return render(desk, request, "cost.html", costs=costs, chart=charts.days(costs["day"][-31:]))
+
+
+PAGES: dict[str, Callable[[Desk, Request], Response]] = {
+    "/": loop,
+    "/plan": plan,
+    "/runs": runs,
+    "/runs/{run_id}": run,
+    "/gates": gates,
+    "/gates/{fingerprint}": gate,
+    "/gates/{fingerprint}/report": gate_report,
+    "/versions": versions,
+    "/versions/{version:int}": version,
+    "/rollouts": rollouts,
+    "/rollouts/{rollout_id}": rollout,
+    "/quarantine": quarantine,
+    "/feedback": feedback,
+    "/cost": cost,
+}

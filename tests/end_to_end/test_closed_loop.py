@@ -1,0 +1,24 @@
+"""The loop closes by itself, with simulated users: ``make closed-loop``, a little shorter."""
+
+import pytest
+from benchmarks.closed_loop import play
+
+from drift_world import HashedWords
+
+pytestmark = pytest.mark.slow
+
+
+def test_users_change_and_one_retraining_later_they_get_right_answers(tmp_path, monkeypatch):
+    for name, value in {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GX_ANALYTICS_ENABLED", "false")
+    told = play(tmp_path / "project", seed=1, early=12, embedding=HashedWords(dim=64))
+    assert told.windows_to_alarm is not None
+    assert told.runs == ["PROMOTED"]
+    assert (told.quality_before, told.serves) == (0.0, 2)
+    assert told.quality_after >= 0.9
+    assert told.quality_old_after >= 0.9
+    assert told.recovered
+    # What was learned from lies does not serve.
+    assert told.poisoned == "BLOCKED"
+    assert told.serves_after_poison == 2
