@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 30.0
 _MOST_CHARS = 500
+# Also what a server on SQLite says to one of two who ask in the same moment.
+_BUSY = (429, 503)
+_PAUSES_S = (0.25, 0.5, 1.0, 2.0)
 
 
 class NotStarted(PenstockError):
@@ -46,6 +50,16 @@ def client_of(tool: str, url: str, headers: Mapping[str, str]) -> Iterator[httpx
             f"Check orchestrate.{tool}.url, and that its server is up.",
             transient=True,
         ) from None
+
+
+def patiently(ask: Callable[[], httpx.Response]) -> httpx.Response:
+    """Ask again while the server says that it is busy; for what may be asked twice."""
+    for pause_s in _PAUSES_S:
+        answer = ask()
+        if answer.status_code not in _BUSY:
+            return answer
+        time.sleep(pause_s)
+    return ask()
 
 
 def json_of(answer: httpx.Response, tool: str, hints: Mapping[int, str]) -> Any:

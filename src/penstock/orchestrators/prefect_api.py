@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from penstock.orchestrators.asking import client_of, json_of, reason_of
+from penstock.orchestrators.asking import client_of, json_of, patiently, reason_of
 from penstock.orchestrators.base import checked_key, read_flow
 
 # The deployment's name; its flow has the recipe's.
@@ -45,8 +45,9 @@ def trigger(recipe: Path, key: str, conf: Mapping[str, Any]) -> str:
     }
     with client_of("prefect", flow.settings.prefect.url, _credentials()) as client:
         path = f"/deployments/name/{quote(flow.name, safe='')}/{DEPLOYMENT}"
-        there = json_of(client.get(path), "prefect", _HINTS)
-        answer = client.post(f"/deployments/{there['id']}/create_flow_run", json=wanted)
+        there = json_of(patiently(lambda: client.get(path)), "prefect", _HINTS)
+        runs = f"/deployments/{there['id']}/create_flow_run"
+        answer = patiently(lambda: client.post(runs, json=wanted))
         return str(json_of(answer, "prefect", _HINTS)["id"])
 
 
