@@ -31,7 +31,7 @@ closed-loop: setup-dev
 test: setup-dev
 	scripts/install-services.sh
 	@# What cannot be made is said by the tests that are skipped for it.
-	-printf '%s\n' actionlint airflow compose deepspeed feast hadolint phoenix soda spark | xargs -n 1 -P 2 scripts/make-env.sh
+	-printf '%s\n' actionlint airflow compose dagster deepspeed feast hadolint phoenix prefect soda spark | xargs -n 1 -P 2 scripts/make-env.sh
 	$(BIN)/pytest $(SIDE_BY_SIDE) --durations 40 --durations-min 10
 
 test-fast: setup-dev

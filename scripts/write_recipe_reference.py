@@ -62,7 +62,7 @@ _SEEN_BY = {
     "deploy": "Seen by deploy.",
     "serve": "Read by `penstock serve`, and by register, which tries the backend. [Serve](how-to/serve.md) explains it.",
     "observe": "Read by what watches. [Dashboards and alerts](how-to/dashboards-and-alerts.md) explains `slo`.",
-    "orchestrate": "Read when a DAG is made or exported. [Airflow](how-to/airflow.md) explains it.",
+    "orchestrate": "Read when a DAG, assets or a flow are made, and when a run is asked for. [Airflow](how-to/airflow.md), [Dagster](how-to/dagster.md) and [Prefect](how-to/prefect.md) explain it.",
 }
 
 # Mappings whose keys are names; the keys of the others are columns.

@@ -140,6 +140,26 @@ class Airflow(Section):
     )
 
 
+class Dagster(Section):
+    """Where Dagster is asked to start a run."""
+
+    url: Annotated[str, AfterValidator(_check_address)] = Field(
+        "http://127.0.0.1:3000",
+        description="Of its webserver. `PENSTOCK_DAGSTER_TOKEN` is read from the environment, if "
+        "it is behind something that asks for one.",
+    )
+
+
+class Prefect(Section):
+    """Where Prefect is asked to start a run."""
+
+    url: Annotated[str, AfterValidator(_check_address)] = Field(
+        "http://127.0.0.1:4200/api",
+        description="Of its API. `PREFECT_API_KEY` or `PREFECT_API_AUTH_STRING` are read from the "
+        "environment, as Prefect does.",
+    )
+
+
 class Orchestrate(Section):
     """Runs started by Airflow, Dagster or Prefect: each stage is a task there."""
 
@@ -167,6 +187,8 @@ class Orchestrate(Section):
         description="Values of the recipe that who starts a run may set for that run.",
     )
     airflow: Airflow = Airflow()
+    dagster: Dagster = Dagster()
+    prefect: Prefect = Prefect()
 
     @model_validator(mode="after")
     def _executors_fit(self) -> Orchestrate:

@@ -86,6 +86,8 @@ BUILTIN: dict[str, dict[str, str]] = {
     # How each is asked to start a run.
     "orchestrators": {
         "airflow": "penstock.orchestrators.airflow_api:trigger",
+        "dagster": "penstock.orchestrators.dagster_api:trigger",
+        "prefect": "penstock.orchestrators.prefect_api:trigger",
     },
 }
 

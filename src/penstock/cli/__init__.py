@@ -24,6 +24,7 @@ from penstock.cli import (
     keys,
     loop,
     models,
+    news,
     observers,
     orchestrate,
     rollout,
@@ -43,6 +44,7 @@ app = typer.Typer(
 for part in (
     start,
     loop,
+    news,
     data,
     gate,
     models,

@@ -67,22 +67,64 @@ def export_github(
     printing.note(f"{path} {'is written' if written else 'is up to date'}")
 
 
+Output = Annotated[Path | None, typer.Option(help="Null is a name made of the recipe's.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite changes made by hand.")]
+Check = Annotated[bool, typer.Option("--check", help="Write nothing; fail on drift.")]
+
+
 @export_app.command("airflow")
 def export_airflow(
     recipe: RecipePath = DEFAULT,
     output: Annotated[Path | None, typer.Option(help="Null is dags/NAME.py.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite changes made by hand.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail on drift.")] = False,
+    force: Force = False,
+    check: Check = False,
 ) -> None:
     """Write an Airflow DAG file of the recipe, which needs nothing of Penstock to be read."""
-    from penstock import printing
-    from penstock.orchestrators import airflow_file, exported
+    from penstock.orchestrators import airflow_file
     from penstock.orchestrators.base import read_flow
 
     flow = read_flow(recipe)
     path, text = output or airflow_file.path_of(flow), airflow_file.dag_file(flow)
+    _export("airflow", path, text, force, check)
+
+
+@export_app.command("dagster")
+def export_dagster(
+    recipe: RecipePath = DEFAULT,
+    output: Output = None,
+    force: Force = False,
+    check: Check = False,
+) -> None:
+    """Write a file for `dagster dev -f`, which makes assets of the recipe's stages."""
+    _short_file("dagster", recipe, output, force, check)
+
+
+@export_app.command("prefect")
+def export_prefect(
+    recipe: RecipePath = DEFAULT,
+    output: Output = None,
+    force: Force = False,
+    check: Check = False,
+) -> None:
+    """Write a file that serves the recipe as Prefect's flow, by its schedule and when asked."""
+    _short_file("prefect", recipe, output, force, check)
+
+
+def _short_file(tool: str, recipe: Path, output: Path | None, force: bool, check: bool) -> None:
+    from penstock.orchestrators import short_files
+    from penstock.orchestrators.in_place import in_place_flow
+
+    flow = in_place_flow(recipe, tool.capitalize())
+    path, text = output or short_files.path_of(flow, tool), short_files.text_of(flow, tool)
+    _export(tool, path, text, force, check)
+
+
+def _export(tool: str, path: Path, text: str, force: bool, check: bool) -> None:
+    from penstock import printing
+    from penstock.orchestrators import exported
+
     if check:
-        exported.check(text, path, "penstock export airflow")
+        exported.check(text, path, f"penstock export {tool}")
         printing.note(f"{path} is up to date")
         return
     written = exported.write(text, path, force)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from penstock.ledger import schema
+
+if TYPE_CHECKING:
+    from penstock.ledger.database import Database
 
 
 def take_key(connection: sa.Connection, recipe: str, key: str, run_id: str) -> str:
@@ -27,6 +32,12 @@ def take_key(connection: sa.Connection, recipe: str, key: str, run_id: str) -> s
         return run_id
     except IntegrityError:  # PostgreSQL waited for another who was opening it
         return _holder(connection, recipe, key) or run_id
+
+
+def named_run(database: Database, recipe: str, key: str) -> str | None:
+    """The id of the run that has a name, or None if none has."""
+    with database.read() as connection:
+        return _holder(connection, recipe, key)
 
 
 def _holder(connection: sa.Connection, recipe: str, key: str) -> str | None:
