@@ -193,7 +193,6 @@ class Sender:
         except Exception:
             logger.exception("Traces could not be made ready to be sent")
             done = False
-        self._counts.add("sent" if done else "failed", len(batch))
         if done and self._num_failures:
             logger.warning("Traces are sent to %s again.", self._to.url)
         if not done and not self._num_failures:
@@ -204,6 +203,8 @@ class Sender:
                 " and ".join(self._to.credentials),
             )
         self._num_failures = 0 if done else self._num_failures + 1
+        # Last: who sees the count may read the log.
+        self._counts.add("sent" if done else "failed", len(batch))
 
 
 # -- spans -----------------------------------------------------------------------
