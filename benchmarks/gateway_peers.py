@@ -5,9 +5,9 @@ OpenAI-compatible server that answers at once, and the three before it, each in 
 its own (LiteLLM in an environment of its own, scripts/make-env.sh litellm). A client in this
 process asks all of them in turn, also the stub itself. Added latency is the difference to
 the stub's own, in the same round; requests per core are requests per second of the process's
-processor time. Then 100 clients, who start one after another within a second and read three
-streams of 50 tokens each: the added time to the first token, and the share of the stub's own
-tokens per second. Medians over rounds, as Markdown.
+processor time. Then 100 clients, who start one after another within a second, or all in the
+same instant, and read three streams of 50 tokens each: the added time to the first token, and
+the share of the stub's own tokens per second. Medians over rounds, as Markdown.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def measure(folder: Path, rounds: int, num_requests: int) -> None:
             wait(port)
         print(f"{machine()}; {rounds} rounds\n")
         print_latencies(ports, started, rounds, num_requests)
-        print_streams(ports, rounds)
+        for spread_s in (STREAM_TOKENS * TOKEN_S, 0.0):
+            print_streams(ports, rounds, spread_s)
     finally:
         for process in started.values():
             process.kill()
@@ -175,15 +176,15 @@ def as_http(fields: dict[str, Any]) -> bytes:
     return f"{head}content-type: application/json\r\n\r\n".encode() + body
 
 
-def print_streams(ports: dict[str, int], rounds: int) -> None:
-    """A hundred streams at once."""
+def print_streams(ports: dict[str, int], rounds: int, spread_s: float) -> None:
+    """A hundred streams at once, whose clients start within ``spread_s`` seconds."""
     readings: dict[str, list[tuple[float, float]]] = {name: [] for name in ports}
     for number in range(rounds + 1):
         for name, port in ports.items():
-            reading = asyncio.run(_streams(port))
+            reading = asyncio.run(_streams(port, spread_s))
             if number:
                 readings[name].append(reading)
-    print(f"\n| {NUM_STREAMS} streams of {STREAM_TOKENS} tokens | added TTFT p50 ms | tokens/s "
+    print(f"\n| {NUM_STREAMS} streams, begun within {spread_s:g} s | added TTFT p50 ms | tokens/s "
           "beside the stub's own |\n|---|---|---|")  # fmt: skip
     for name, taken in readings.items():
         pairs = list(zip(taken, readings[STUB], strict=True))
@@ -192,11 +193,11 @@ def print_streams(ports: dict[str, int], rounds: int) -> None:
         print(f"| {name} | {'' if name == STUB else f'{added:.1f}'} | {share:.1%} |")
 
 
-async def _streams(port: int) -> tuple[float, float]:
+async def _streams(port: int, spread_s: float) -> tuple[float, float]:
     """Median time to the first token in ms, and tokens per second of all streams."""
     began_s = time.perf_counter()
-    spread_s = STREAM_TOKENS * TOKEN_S / NUM_STREAMS
-    clients = [_streams_of_one(port, number * spread_s) for number in range(NUM_STREAMS)]
+    waits_s = [number * spread_s / NUM_STREAMS for number in range(NUM_STREAMS)]
+    clients = [_streams_of_one(port, wait_s) for wait_s in waits_s]
     found = [one for ones in await asyncio.gather(*clients) for one in ones]
     tokens = sum(count for _, count in found)
     rate = tokens / (time.perf_counter() - began_s)

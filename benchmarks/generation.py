@@ -43,11 +43,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--max-batch", type=int, default=32, help="ours; 32 is the default")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         model = save_llama_6m(folder)
-        backend = CTranslate2Backend(ModelFiles(folder, Path(scratch) / "cache"))
+        settings = {"max_batch": options.max_batch}
+        backend = CTranslate2Backend(ModelFiles(folder, Path(scratch) / "cache", settings))
         backend.load()
         peers = {"transformers.generate": lambda p: theirs(model, p, options.tokens)}
         vllm = vllm_backend(folder, Path(scratch) / "vllm")
