@@ -12,7 +12,10 @@ import yaml
 from penstock.exported import MANIFEST
 from penstock.monitoring.dashboards import grafana_files
 from penstock.monitoring.prometheus_files import Addresses, prometheus_files
+from penstock.orchestrators.kubernetes.observing import collector_config
+from penstock.orchestrators.kubernetes.options import KubernetesOptions
 from penstock.recipe_file import load_recipe
+from penstock.traces_section import TracesConfig
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -69,6 +72,16 @@ def test_images_are_pinned_to_a_version(compose):
     for name, service in compose["services"].items():
         tag = service["image"].partition(":")[2]
         assert re.fullmatch(r"(v|version-)?\d+\.\d+\.\d+", tag), name
+
+
+def test_the_collector_is_the_one_that_kubernetes_gets_and_its_exporter_has_the_same_name(compose):
+    image = KubernetesOptions.model_fields["collector_image"].default
+    assert compose["services"]["otel-collector"]["image"] == image
+    here = yaml.safe_load((DEPLOY / "otel-collector.yaml").read_text())
+    there = collector_config(TracesConfig(to="phoenix", endpoint="http://phoenix:6006"))
+    assert {name.partition("/")[0] for name in here["exporters"]} == set(there["exporters"])
+    for part in ("receivers", "processors", "exporters"):
+        assert set(here["service"]["pipelines"]["traces"][part]) == set(here[part])
 
 
 def test_everything_listens_on_loopback(compose):

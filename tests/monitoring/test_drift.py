@@ -1,15 +1,19 @@
 """Windows of a request log, looked at once each, whoever looks and whatever ends them."""
 
+from datetime import timedelta
+
 import numpy as np
 import pytest
 import yaml
 
 from drift_world import HashedWords, World, checking
+from penstock.day_tables import day_of
 from penstock.errors import EvaluationError, LedgerError, RecipeError
 from penstock.ledger import schema
 from penstock.ledger.drift_records import DriftRecord, DriftRecords
 from penstock.monitoring.drift import DriftWatch
 from penstock.monitoring.logged_texts import Window, choose, closed_windows
+from penstock.monitoring.text_samples import KeptSamples
 from penstock.project import open_project
 from penstock.recipe import canonical
 
@@ -280,7 +284,29 @@ def test_a_conversation_counts_once(world):
     assert (chosen.num_requests, chosen.num_conversations, len(chosen.ids)) == (9, 1, 1)
 
 
-def test_which_rows_are_chosen_does_not_depend_on_how_many():
+def test_fewer_rows_are_the_first_of_those_that_more_would_be(world):
+    window = Window(int(world.start_s * 1000), int((world.start_s + 3600) * 1000))
+    world.talk(1, EVEN, rows=9)
+    few, all_ = (choose(world.writers.traffic.log, window, world.digest, num) for num in (4, 100))
+    assert few.ids == all_.ids[:4]
+    assert len(all_.ids) == few.num_conversations == 9
+
+
+def test_what_was_measured_goes_with_its_day_whichever_model_measured_it(world):
+    world.talk(2, EVEN)
+    world.check()
+    world.check(HashedWords(dim=24))
+    kept = KeptSamples(world.store.table_at("drift").folder, "another model")
+    first = day_of(int(world.start_s * 1000))
+    kept.expire(first)
+    days = [path.parent.name for path in (world.store.root / "drift").rglob("*.parquet")]
+    assert sorted(days) == [first.isoformat()] * 4 + ["training"] * 2
+    kept.expire(first + timedelta(days=1))
+    days = [path.parent.name for path in (world.store.root / "drift").rglob("*.parquet")]
+    assert days == ["training"] * 2
+
+
+def test_a_window_is_over_two_minutes_after_its_end_and_whole():
     assert closed_windows(1, 7_200_000 + 120_000, 3600) == [Window(3_600_000, 7_200_000)]
     assert closed_windows(1, 7_200_000 + 119_999, 3600) == []
     assert closed_windows(0, 3_600_000 + 120_000, 3600) == [Window(0, 3_600_000)]

@@ -2,18 +2,21 @@
 
 import json
 import re
+from datetime import timedelta
 
 import pytest
 from typer.testing import CliRunner
 
 from drift_world import TOPICS, HashedWords, World
 from penstock.cli import app
+from penstock.day_tables import day_of
 from penstock.errors import RecipeError
 from penstock.monitoring import text_samples
 from penstock.monitoring.drift import DriftWatch
 from penstock.monitoring.drift_metrics import DriftMetrics
 from penstock.monitoring.drift_page import to_html
 from penstock.monitoring.drift_report import chosen_window, rows, summary, topics_of
+from penstock.stages.base import Silent
 
 EVEN = {"money": 1, "access": 1}
 NEWS = {"money": 1, "access": 1, "travel": 6}
@@ -57,14 +60,18 @@ def test_examples_are_shown_without_personal_data(tmp_path):
     world.close()
 
 
-def test_examples_that_have_left_the_log_are_said_to_be_gone(world):
-    watch = world.watch()
-    watch.log = type("Empty", (), {"find": lambda self, ids, day: watch.log.none})()
-    watch.log.none = type("None_", (), {"to_pylist": list})()
-    (found,) = [one for one in topics_of(watch, world.status.windows[-2])
-                if one.against == "since_promotion"]  # fmt: skip
-    told = {text for one in found.topics for text in one.before + one.after}
+def test_examples_that_have_left_the_log_are_said_to_be_gone(tmp_path):
+    world = World(tmp_path / "project")
+    world.serve(1)
+    world.talk(2, EVEN)
+    one = world.check().windows[-1]
+    world.writers.traffic.log.expire(day_of(one.record.end_ms) + timedelta(days=1))
+    (found,) = [
+        found for found in topics_of(world.watch(), one) if found.against == "since_promotion"
+    ]
+    told = {text for topic in found.topics for text in topic.before + topic.after}
     assert told == {"(no longer in the log)"}
+    world.close()
 
 
 def test_the_page_needs_nothing_else_and_names_the_alarm(world, topics):
@@ -142,7 +149,9 @@ def test_prometheus_is_shown_the_statistic_and_the_last_p_values(world):
 def penstock(world, monkeypatch):
     monkeypatch.setattr("penstock.monitoring.drift.Embedding", lambda name, base: HashedWords())
     check = DriftWatch.check
-    monkeypatch.setattr(DriftWatch, "check", lambda self: check(self, world.now_s))
+    monkeypatch.setattr(
+        DriftWatch, "check", lambda self, progress: check(self, world.now_s, progress)
+    )
 
     def call(*words, code=0):
         done = CliRunner().invoke(app, ["drift", "--recipe", str(world.path), *words])
@@ -163,9 +172,38 @@ def test_the_command_shows_windows_and_writes_the_page(penstock, world, tmp_path
     assert json.loads(penstock("--json"))["version"] == 1
 
 
-def test_metrics_need_a_check_that_goes_on(penstock):
-    with pytest.raises(RecipeError, match="--metrics-port"):
-        penstock("--metrics-port", "0")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--metrics-port", "0"), "--metrics-port is for a check that goes on"),
+        (("--report", "drift.html", "--every-s", "60"), "--report is for a check that ends"),
+        (("--window", "2026-11-27T00:00Z"), "--window chooses what a page tells"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(penstock, words, message):
+    with pytest.raises(RecipeError, match=message):
+        penstock(*words)
+
+
+def test_how_many_windows_were_looked_at_is_shown_while_it_goes_on(tmp_path):
+    class Told(Silent):
+        def __init__(self):
+            self.totals, self.done = [], 0
+
+        def track(self, label, total=None):
+            self.totals.append(total)
+            return super().track(label, total)
+
+        def __call__(self, count):
+            self.done += count
+
+    world, told = World(tmp_path / "project"), Told()
+    world.serve(1)
+    world.talk(3, EVEN)
+    for _ in range(2):
+        world.watch().check(world.now_s, told)
+    assert (told.totals, told.done) == ([3], 3)
+    world.close()
 
 
 @pytest.mark.slow

@@ -47,14 +47,19 @@ def drift(
 
     if metrics_port is not None and every_s is None:
         raise RecipeError("--metrics-port is for a check that goes on.", "Add --every-s 60.")
+    if report is not None and every_s is not None:
+        raise RecipeError("--report is for a check that ends.", "Leave out --every-s.")
+    if window is not None and report is None:
+        raise RecipeError("--window chooses what a page tells.", "Add --report drift.html.")
     project = open_project(recipe, overrides_of(set_))
     if every_s is not None:
         _follow(project, every_s, metrics_port)
         return
     from penstock.monitoring.drift import DriftWatch
+    from penstock.printing import Bars
 
     watch = DriftWatch(*project)
-    status = watch.check()
+    status = watch.check(progress=Bars())
     if report is not None:
         _write(report, watch, status, window)
     _print(status, json_)
@@ -101,7 +106,7 @@ def _follow(project: Project, every_s: float, metrics_port: int | None) -> None:
             try:
                 watch = DriftWatch(*project, embedding=embedding)
                 embedding = watch.embedding
-                status = watch.check()
+                status = watch.check(progress=printing.Bars())
                 metrics.show(status, time.time())
                 line = headline(status)
             except (LedgerError, StoreError) as error:

@@ -10,7 +10,7 @@ from penstock.gates.comparison import Comparison
 from penstock.gates.decision import Decision, Side
 from penstock.gates.report import HEADLINES, comparison_rows, floor_rows, limits_explained, number
 
-STYLE = """
+_STYLE = """
 :root { color-scheme: light dark;
   --page: #f6f7f9; --card: #ffffff; --ink: #1a2230; --soft: #5d6a7e; --rule: #dfe4ea;
   --good: #17794b; --bad: #b93232; --unsure: #9a6700; --calm: #4a6da7;
@@ -92,7 +92,7 @@ def document(title: str, kind: str, sections: Sequence[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
         f'<body class="{kind}">\n<main>\n{"".join(sections)}</main>\n</body>\n</html>\n'
     )
 

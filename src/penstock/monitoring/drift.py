@@ -53,6 +53,7 @@ from penstock.monitoring.text_samples import (
     tells_languages,
 )
 from penstock.recipe import Recipe
+from penstock.stages.base import Progress, Silent
 from penstock.stages.prepare import text_columns
 from penstock.store import Store
 from penstock.traffic import Traffic
@@ -66,6 +67,7 @@ _STREAM_FREQUENCIES = 256
 _CLAIM_PAUSE_S = 0.2
 # Of so many windows since a promotion, the first rows are what later ones are compared with.
 _FIRST_WINDOWS = 14
+_SILENT = Silent()
 
 
 @dataclass(frozen=True)
@@ -162,11 +164,12 @@ class DriftWatch:
             ]
         )
 
-    def check(self, now_s: float | None = None) -> Status:
+    def check(self, now_s: float | None = None, progress: Progress = _SILENT) -> Status:
         """Look at every window that is over and was not looked at, then at the stream.
 
         Args:
             now_s: Unix seconds; None is now.
+            progress: Where to tell how many windows were looked at.
 
         Raises:
             LedgerError: The ledger cannot be written.
@@ -175,10 +178,7 @@ class DriftWatch:
         """
         now_ms = int(1000 * (time.time() if now_s is None else now_s))
         with self._claimed():
-            known = {one.start_ms for one in self.records.of(self.recipe.name, self.stream)}
-            for window in self._windows(now_ms):
-                if window.start_ms not in known:
-                    self.records.add(self._record(window))
+            self._look(now_ms, progress)
             self._expire(now_ms)
         status = self.status()
         self._raise(status)
@@ -265,6 +265,16 @@ class DriftWatch:
         oldest_ms = 0 if days is None else now_ms - days * 86_400_000
         since_ms = max(int(self.move.at_s * 1000) + 1, oldest_ms)
         return closed_windows(since_ms, now_ms, self.section.window_s)
+
+    def _look(self, now_ms: int, progress: Progress) -> None:
+        known = {one.start_ms for one in self.records.of(self.recipe.name, self.stream)}
+        fresh = [one for one in self._windows(now_ms) if one.start_ms not in known]
+        if not fresh:
+            return
+        with progress.track("look at windows", len(fresh)) as advance:
+            for window in fresh:
+                self.records.add(self._record(window))
+                advance(1)
 
     def _record(self, window: Window) -> DriftRecord:
         return DriftRecord(
@@ -363,8 +373,8 @@ class DriftWatch:
             version = f"{self.model.name} version {self.model.version}"
             yield f"None of our runs made {version}: it is not compared with training rows."
         if not records:
-            yield f"No window of {self.section.window_s:g} s has ended since version "\
-                f"{self.model.version} serves."  # fmt: skip
+            since = f"since version {self.model.version} serves"
+            yield f"No window of {self.section.window_s:g} s has ended {since}."
 
     def _expire(self, now_ms: int) -> None:
         log = self.recipe.serve.log
@@ -410,7 +420,8 @@ def _serving(recipe: Recipe, ledger: Ledger) -> tuple[Move, ModelVersion]:
 
 def _too_few_texts(column: str, num_texts: int, needed: int) -> str:
     if num_texts == 0:
-        return f"no {column} texts are in the log: serve.log.content was off"
+        why = "serve.log.content was off, or requests classified several texts at once"
+        return f"no {column} texts are in the log: {why}"
     return f"{num_texts:,} {column} texts, {needed:,} needed"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics
+from prometheus_client import CollectorRegistry, Gauge
 
 from penstock.monitoring.drift import Status
 
@@ -11,7 +11,6 @@ class DriftMetrics:
     """Gauges of the newest windows of one recipe."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
 
         def gauge(name: str, about: str, *labels: str) -> Gauge:

@@ -21,6 +21,9 @@ from prometheus_client import (
 from penstock.errors import PenstockError
 from penstock.slo_section import DURATION_BUCKETS_S, FIRST_TOKEN_BUCKETS_S
 
+# Each counter and histogram would add a series that Prometheus does not use.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the library does not annotate it
+
 UNKNOWN = "unknown"
 
 _TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
@@ -54,8 +57,6 @@ class ServingMetrics:
     """All metrics of one gateway."""
 
     def __init__(self) -> None:
-        # Each would add a series that Prometheus does not use.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._shown: dict[tuple[str, str], tuple[str, ...]] = {}
         self._make_request_metrics()
@@ -269,7 +270,6 @@ class IngestMetrics:
     """What `penstock ingest --follow` tells."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.lag = Gauge(
             "penstock_ingest_lag",

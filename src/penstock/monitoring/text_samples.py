@@ -1,7 +1,8 @@
 """What drift needs to know of texts: their vectors, lengths and languages, and who refuses.
 
-It is measured once for each window and kept in the store, so that later windows can be
-compared with it when the texts themselves have gone. The texts are not kept.
+It is measured once for each window and kept in the store as long as the log keeps its days,
+so that later windows can be compared with it and nothing is embedded twice. The texts are
+not kept.
 
 ::
 
@@ -160,6 +161,7 @@ class KeptSamples:
     """
 
     def __init__(self, folder: Folder, model_digest: str) -> None:
+        self._all = folder
         self._folder = folder / model_digest[:16]
 
     def get(self, day: str, key: str) -> Sample | None:
@@ -192,13 +194,9 @@ class KeptSamples:
             pq.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA), path, compression="zstd")
 
     def expire(self, before: date) -> None:
-        """Drop what was measured of days before this one, as the log does with its rows."""
-        old = [
-            name
-            for name in self._folder.files()
-            if not name.startswith(LASTING) and name.partition("/")[0] < before.isoformat()
-        ]
-        self._folder.delete(old)
+        """Drop what any model measured of days before this one, as the log does with its rows."""
+        with store_errors(self._all.url):
+            self._all.delete([name for name in self._all.files() if _is_of_before(name, before)])
 
 
 def tells_languages() -> bool:
@@ -206,6 +204,13 @@ def tells_languages() -> bool:
     from importlib.util import find_spec
 
     return find_spec("py3langid") is not None
+
+
+def _is_of_before(name: str, before: date) -> bool:
+    match name.split("/"):
+        case [_, day, _]:
+            return day != LASTING and day < before.isoformat()
+    return False  # not ours
 
 
 def _sample(table: pa.Table) -> Sample:
