@@ -14,7 +14,13 @@ from penstock.console import create_console
 
 
 class Browser:
-    """Keeps cookies, sends an origin, and follows no redirect."""
+    """Keeps cookies, sends an origin, and follows no redirect.
+
+    Args:
+        app: Asked in this process; None asks over the network.
+        url: Where it is.
+        auth: Name and password.
+    """
 
     def __init__(self, app, url="http://127.0.0.1:8010", auth=None):
         self.app, self.url, self.auth = app, url, auth
@@ -22,9 +28,13 @@ class Browser:
 
     def ask(self, method, path, data=None, **headers):
         async def send():
-            transport = httpx.ASGITransport(self.app)
+            transport = None if self.app is None else httpx.ASGITransport(self.app)
             async with httpx.AsyncClient(
-                transport=transport, base_url=self.url, cookies=self.cookies, auth=self.auth
+                transport=transport,
+                base_url=self.url,
+                cookies=self.cookies,
+                auth=self.auth,
+                timeout=60,  # workers take a while to begin
             ) as client:
                 answer = await client.request(method, path, data=data, headers=headers)
                 self.cookies = client.cookies

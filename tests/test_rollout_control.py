@@ -10,7 +10,7 @@ from penstock.ledger.rollout_records import Action, Observed, State
 from penstock.rollout_control import Controller, conduct, promote_now, start, stop
 from penstock.rollout_replay import replay
 from penstock.rollout_report import counts, headline, signal_rows, status
-from rollout_world import MODEL, World, requests
+from rollout_world import MODEL, World, requests, version
 
 
 @pytest.fixture
@@ -226,6 +226,19 @@ def test_a_person_promotes_without_waiting(world):
     assert same(world, begun)
     with pytest.raises(LedgerError, match="has ended: promoted"):
         stop(world.rollouts, ended, "too late")
+
+
+def test_a_trial_is_not_promoted_as_another_model(world):
+    begun, other = world.start(2), dataclasses.replace(world.production, name="other")
+    for number in (1, 2):
+        world.ledger.add_model(
+            dataclasses.replace(version(number), name="other", digest=f"o{number}")
+        )
+    other.promote(1, "first")
+    with pytest.raises(LedgerError, match="is of penny@production, not of other@production"):
+        promote_now(world.rollouts, begun, other, "it is urgent")
+    assert world.ledger.pointer("other").version == 1
+    assert world.rollouts.find(begun.id) == begun
 
 
 def test_a_person_stops_it(world):

@@ -142,11 +142,15 @@ def decide(
         StoreError: No row matches, or one id is the start of several.
         LedgerError: Somebody else is deciding at this moment.
     """
-    chosen = {
-        row.row_id: row
-        for start in row_ids or ("",)
-        for row in _one_or_all(pipeline, start, source, rule)
-    }
+    starts = row_ids or ("",)
+    chosen = [row for one in starts for row in _one_or_all(pipeline, one, source, rule)]
+    return decide_about(pipeline, action, chosen, reason)
+
+
+def decide_about(
+    pipeline: Pipeline, action: Action, chosen: Sequence[HeldRow], reason: str
+) -> list[HeldRow]:
+    """Release rows or drop them that were looked at before; else as ``decide``."""
     claim = pipeline.ledger.try_claim(f"{pipeline.recipe.name}/{decisions.DECISIONS}")
     if claim is None:
         raise LedgerError("Another process is deciding about rows just now.", "Try again.")
@@ -154,7 +158,7 @@ def decide(
         decided = _decided(pipeline)
         new = [
             row
-            for row in chosen.values()
+            for row in {row.row_id: row for row in chosen}.values()
             if row.row_id not in decided or decided[row.row_id].action != action
         ]
         if new:

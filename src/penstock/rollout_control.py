@@ -301,9 +301,15 @@ def promote_now(
     """Promote the challenger without waiting for evidence; a person's decision.
 
     Raises:
-        LedgerError: The rollout has ended or is no longer what it was.
+        LedgerError: The rollout has ended, is no longer what it was, or is another model's.
         PenstockError: The pointer cannot be moved; a controller will try again.
     """
+    if (rollout.model, rollout.alias) != (production.name, production.alias):
+        raise LedgerError(
+            f"Rollout {rollout.id} is of {rollout.model}@{rollout.alias}, not of "
+            f"{production.name}@{production.alias}.",
+            f"Say so: --model-name {rollout.model} --stage {rollout.alias}",
+        )
     rollout = settle(rollouts, rollout.id)
     if rollout.state is not State.PROMOTING:
         rollout = _by_hand(rollouts, rollout, promoted_by_hand(rollout, reason))

@@ -3,8 +3,13 @@
 import pytest
 
 from console_browser import Browser
+from penstock import quarantine
 from penstock.console import create_console
-from penstock.quarantine import held, rows
+from penstock.ledger import ModelVersion
+from penstock.promotion import Production
+from penstock.quarantine import decide, held, rows
+from penstock.rollout import Opening
+from penstock.rollout_section import RolloutSection
 from rollout_world import MODEL
 
 KEY = "k" * 32
@@ -66,6 +71,40 @@ def test_a_trial_that_went_on_is_looked_at_again(project, browser):
     assert project.rollouts.find(trial.id).is_open
 
 
+class Beaten(Production):
+    """Somebody else is always a moment earlier."""
+
+    def promote(self, *args, **options):
+        super().promote(3, "meanwhile")
+        return super().promote(*args, **options)
+
+
+def test_a_trial_that_another_promotion_ends_is_not_called_promoted(project):
+    trial = project.start_trial(2)
+    there = project.production()
+    app = create_console(project.pipeline, production=lambda: Beaten(**vars(there)))
+    answer = Browser(app).confirm(f"/rollouts/{trial.id}/promote")
+    assert answer.status_code == 409
+    assert "It is stopped" in answer.text
+    assert project.serving == 3
+
+
+def test_a_trial_of_another_model_is_neither_shown_nor_promoted(project, browser):
+    for number in (1, 2):
+        version = ModelVersion("other", number, "f", f"other{number}", "models/1", "run", "")
+        project.ledger.add_model(version)
+    project.ledger.move_pointer("other", "production", 1, None, "promote", "first")
+    section = RolloutSection()
+    opening = Opening("other", "production", 1, 2, section.terms(), section.steps)
+    trial = project.rollouts.start(opening.rollout(), 60.0)
+    fields = {**browser.fields("/versions/2/promote"), "reason": "why", "epoch": str(trial.epoch)}
+    assert browser.get(f"/rollouts/{trial.id}").status_code == 404
+    for what in ("promote", "stop"):
+        assert browser.post(f"/rollouts/{trial.id}/{what}", fields).status_code == 409
+    assert project.rollouts.find(trial.id) == trial
+    assert project.serving == 1
+
+
 def test_rows_are_released_and_dropped_one_by_one_or_by_rule(project, browser):
     first = project.row_ids[0]
     assert browser.confirm(f"/quarantine/release?row={first}", "fine").status_code == 303
@@ -79,10 +118,28 @@ def test_rows_are_released_and_dropped_one_by_one_or_by_rule(project, browser):
     assert sorted(counts.values()) == [(0, 1), (2, 0)]
 
 
-def test_rows_that_came_meanwhile_are_not_decided_about_unseen(project, browser):
-    answer = browser.confirm("/quarantine/drop?source=tickets&rule=length", number="1")
+def test_what_another_person_decided_meanwhile_is_not_undone_unseen(project, browser):
+    rule = "/quarantine/drop?source=tickets&rule=length"
+    fields = {**browser.fields(rule), "reason": "too short"}
+    decide(project.pipeline, "release", [project.row_ids[0]], reason="fine")
+    answer = browser.post("/quarantine/drop", fields)
     assert answer.status_code == 409
+    assert "have changed since" in answer.text
     assert all(one.num_dropped == 0 for one in held(project.pipeline))
+    assert browser.confirm(rule, "too short").status_code == 303
+
+
+def test_a_rule_is_quoted_in_the_command_that_does_the_same(browser):
+    page = browser.get("/quarantine/drop?rule=length of response").text
+    assert "penstock quarantine drop &#39;--rule=length of response&#39;" in page
+
+
+def test_a_bulk_decision_reads_the_rows_twice_and_not_once_for_each(project, browser, monkeypatch):
+    scans = []
+    matching = quarantine._matching
+    monkeypatch.setattr(quarantine, "_matching", lambda *said: scans.append(1) or matching(*said))
+    assert browser.confirm("/quarantine/drop?source=tickets", "all of them").status_code == 303
+    assert len(scans) == 2
 
 
 @pytest.mark.parametrize("reason", ["", "   ", "x" * 501])
@@ -121,6 +178,10 @@ def test_only_a_post_does_something(project, browser, method):
         {"origin": "null"},
         {"origin": ""},
         {"origin": "http://127.0.0.1:9999"},
+        {"origin": "http://["},
+        {"origin": "http://127.0.0.1:8010.evil.test"},
+        {"origin": "http://127.0.0.1:8010@evil.test"},
+        {"origin": "file://127.0.0.1:8010"},
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},
         {"content-type": "text/plain"},
@@ -150,6 +211,15 @@ def test_the_token_of_another_browser_is_refused(project, console, browser):
     other.get("/")
     assert other.post("/versions/2/promote", fields).status_code == 403
     assert project.serving == 1
+
+
+def test_a_reason_keeps_nothing_that_a_terminal_obeys(project, browser):
+    assert browser.confirm("/versions/2/promote", "\x1b[2Jfine\x00\u202e").status_code == 303
+    assert last_move(project).reason == "[2Jfine"
+
+
+def test_a_path_that_is_too_long_is_refused(browser):
+    assert browser.get(f"/versions/{'9' * 5000}").status_code == 414
 
 
 def test_a_form_that_is_too_long_is_refused(project, browser):

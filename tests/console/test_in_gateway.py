@@ -1,5 +1,10 @@
 """The console beside the gateway's API, and when it is refused there."""
 
+import json
+import re
+import subprocess
+import sys
+
 import pytest
 
 from console_browser import Browser
@@ -7,10 +12,14 @@ from penstock.cli.console import console_of
 from penstock.console import create_console, gateway_console
 from penstock.errors import RecipeError
 from penstock.pipeline import open_pipeline
+from penstock.quarantine import rows
 from penstock.serve_section import ModelConfig, Serve
 from penstock.serving.app import create_app
 from penstock.serving.gateway import Surroundings
 from rollout_world import MODEL
+
+# A model that nothing is loaded for.
+FAR = {"source": "m", "backend": {"type": "openai", "url": "http://h.test/v1"}}
 
 
 @pytest.fixture
@@ -18,7 +27,7 @@ def gateway():
     """A gateway that has loaded nothing, with or without a console."""
 
     def make(console=None):
-        models = {"far": ModelConfig(source="m", backend={"type": "openai", "url": "http://h/v1"})}
+        models = {"far": ModelConfig.model_validate(FAR)}
         return create_app(Serve(models=models), Surroundings(None, console=console))
 
     return make
@@ -43,6 +52,33 @@ def test_without_it_there_is_no_such_path(gateway):
     answer = Browser(gateway()).get("/")
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "not_found"
+
+
+@pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.slow)], ids=["alone", "two workers"])
+def served(project, request):
+    """``penstock serve`` in processes of its own; its address."""
+    serve = {"console": True, "port": 0, "workers": request.param, "models": {"far": FAR}}
+    settings = [f"--set=serve.{name}={json.dumps(value)}" for name, value in serve.items()]
+    command = [sys.executable, "-m", "penstock.cli", "serve", "--recipe", str(project.recipe)]
+    command += [*settings, "--set=serve.metrics_port=null"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield re.search(r"http://[\d.:]+", process.stdout.readline())[0]
+        process.terminate()
+
+
+def test_penstock_serve_has_it(project, served):
+    browser = Browser(None, served)
+    for _ in range(4):  # with two workers both have a turn
+        assert MODEL in browser.get("/").text
+    assert browser.get("/", host="evil.test").status_code == 421
+    path = f"/quarantine/release?row={project.row_ids[0]}"
+    fields = {**browser.fields(path), "reason": "why"}
+    elsewhere = browser.post("/quarantine/release", fields, origin="http://evil.test")
+    assert elsewhere.status_code == 403
+    assert browser.confirm(path, "fine").status_code == 303
+    (row,) = rows(project.pipeline, project.row_ids[0])
+    assert (row.decision.action, row.decision.reason) == ("release", "fine")
+    assert row.decision.by.startswith("console by ")
 
 
 def opened(project, **serve):

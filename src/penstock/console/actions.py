@@ -6,6 +6,7 @@ POST does it if that still holds, under the name of who asked, with the reason g
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
@@ -14,11 +15,13 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from penstock import quarantine, rollout_control
+from penstock.artifacts import digest_of
 from penstock.console.desk import Desk
-from penstock.console.guard import PREFIX, state_of
+from penstock.console.guard import PREFIX, printable, state_of
 from penstock.console.render import render
 from penstock.errors import PenstockError, RecipeError, StalePromotion
 from penstock.ledger.processes import acting_as
+from penstock.ledger.rollout_records import State
 from penstock.stages.decisions import Action
 
 # What a page says after it was done; the address names the words and never holds them.
@@ -58,7 +61,7 @@ def promote(desk: Desk, request: Request) -> Response:
     """Point production at a version, if what serves is still what was shown."""
     model, serving = desk.model(request.path_params["version"]), desk.serving()
     now = "none" if serving.version is None else str(serving.version)
-    if request.method == "GET":
+    if request.method != "POST":
         asked = Question(
             title=f"Promote version {model.version} of {model.name}?",
             facts=[
@@ -83,7 +86,7 @@ def promote(desk: Desk, request: Request) -> Response:
 def roll_back(desk: Desk, request: Request) -> Response:
     """Point production back, if the last move is still the one that was shown."""
     serving = desk.serving()
-    if request.method == "GET":
+    if request.method != "POST":
         if serving.pointer is None or serving.previous is None:
             raise PenstockError("There is nothing to go back to.", "Nothing served before.")
         asked = Question(
@@ -117,12 +120,11 @@ def stop_trial(desk: Desk, request: Request) -> Response:
 
 
 def _trial(desk: Desk, request: Request, what: str) -> Response:
-    rollouts = desk.rollouts
-    rollout = rollouts.find(request.path_params["rollout_id"])
+    rollouts, rollout = desk.rollouts, desk.rollout(request.path_params["rollout_id"])
     page = f"/rollouts/{rollout.id}"
     if not rollout.is_open:
         raise PenstockError(f"Rollout {rollout.id} is {rollout.state}.", "It has ended already.")
-    if request.method == "GET":
+    if request.method != "POST":
         challenger = f"version {rollout.challenger}"
         asked = Question(
             title=f"Promote {challenger} now?" if what == "promote" else f"Stop {challenger}?",
@@ -143,7 +145,9 @@ def _trial(desk: Desk, request: Request, what: str) -> Response:
     reason = _reason(form)
     with acting_as(person):
         if what == "promote":
-            rollout_control.promote_now(rollouts, rollout, desk.production(), reason)
+            ended = rollout_control.promote_now(rollouts, rollout, desk.production(), reason)
+            if ended.state is not State.PROMOTED:
+                raise StalePromotion(f"It is {ended.state}: {ended.reason}.", "See what serves.")
         else:
             rollout_control.stop(rollouts, rollout, reason)
     return _done(page, "trial-promoted" if what == "promote" else "trial-stopped")
@@ -165,11 +169,13 @@ def _decide(desk: Desk, request: Request, action: Action) -> Response:
     row, source, rule = (said.get(name, "") for name in ("row", "source", "rule"))
     if not (row or source or rule):
         raise RecipeError("No row was chosen.", "Choose rows on the quarantine page.")
-    if request.method == "GET":
-        chosen = quarantine.rows(desk.pipeline, row, source, rule, limit=None)
+    chosen = quarantine.rows(desk.pipeline, row, source, rule, limit=None)
+    shown = digest_of([[one.row_id, one.decision and one.decision.at_s] for one in chosen])
+    if request.method != "POST":
         verb = "Release" if action == "release" else "Drop"
         rows = "1 row" if len(chosen) == 1 else f"{len(chosen):,} rows"
-        words = [row] if row else [f"--{k} '{v}'" for k, v in _chosen(source, rule).items()]
+        named = {"source": source, "rule": rule}
+        words = [row] if row else [f"--{name}={said}" for name, said in named.items() if said]
         asked = Question(
             title=f"{verb} {rows}?",
             facts=[
@@ -178,27 +184,23 @@ def _decide(desk: Desk, request: Request, action: Action) -> Response:
                 ("First row", chosen[0].row_id),
             ],
             button=f"{verb} {rows}",
-            command=f"penstock quarantine {action} {' '.join(words)}",
+            command=shlex.join(["penstock", "quarantine", action, *words]),
             back="/quarantine",
-            hidden={"row": row, **_chosen(source, rule), "number": str(len(chosen))},
+            hidden={"row": row, **named, "shown": shown},
         )
         return render(desk, request, "confirm.html", asked=asked)
     reason = _reason(form)
-    chosen = quarantine.rows(desk.pipeline, row, source, rule, limit=None)
-    if len(chosen) != _number(form, "number"):
-        raise StalePromotion("Other rows match by now.", "Look at them again.")
-    ids = sorted({one.row_id for one in chosen})
+    if form.get("shown") != shown:
+        raise StalePromotion(
+            "The rows, or what was decided about them, have changed since.", "Look at them again."
+        )
     with acting_as(person):
-        quarantine.decide(desk.pipeline, action, ids, reason=reason)
+        quarantine.decide_about(desk.pipeline, action, chosen, reason)
     return _done("/quarantine", "released" if action == "release" else "dropped")
 
 
-def _chosen(source: str, rule: str) -> dict[str, str]:
-    return {name: value for name, value in (("source", source), ("rule", rule)) if value}
-
-
 def _reason(form: Mapping[str, str]) -> str:
-    reason = " ".join(form.get("reason", "").split())
+    reason = printable(form.get("reason", ""))
     if not reason or len(reason) > _MAX_REASON:
         raise RecipeError(
             f"The reason has {len(reason)} characters.",

@@ -204,16 +204,29 @@ class Desk:
         """What serves, by the ledger."""
         recipe = self.pipeline.recipe
         name, alias = recipe.model_name, recipe.deploy.alias
+        # Before its moves: one that comes in between then makes the page's forms stale.
+        pointer = self.ledger.pointer(name, alias)
         moves = self.ledger.history(name, alias)
         served = served_versions(moves)
         return Serving(
             name=name,
             alias=alias,
-            pointer=self.ledger.pointer(name, alias),
+            pointer=pointer,
             moves=moves[::-1],
             previous=served[-2] if len(served) > 1 else None,
             trial=self.rollouts.open(name, alias),
         )
+
+    def rollout(self, rollout_id: str) -> Rollout:
+        """One trial.
+
+        Raises:
+            LedgerError: There is none of the recipe's model.
+        """
+        found, recipe = self.rollouts.find(rollout_id), self.pipeline.recipe
+        if (found.model, found.alias) != (recipe.model_name, recipe.deploy.alias):
+            raise LedgerError(f"Rollout {found.id} is of another model.")
+        return found
 
     # -- use and quality -------------------------------------------------------------
 

@@ -29,6 +29,7 @@ FIELD = "csrf"
 MIN_KEY_CHARACTERS = 24
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_MAX_PATH = 500
 _MAX_FORM_BYTES = 65_536
 _FORM_TIMEOUT_S = 10.0
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -77,6 +78,8 @@ class Guard:
         fresh: str | None = None
         try:
             person = self._person(headers)
+            if len(scope["path"]) > _MAX_PATH:
+                raise Refused(414, f"A page's path has at most {_MAX_PATH} characters.")
             token = _token(headers)
             if token is None:
                 token = fresh = secrets.token_urlsafe(32)
@@ -102,7 +105,7 @@ class Guard:
         if not secrets.compare_digest(key.encode(), self._key.encode()):
             asked = {"www-authenticate": 'Basic realm="Penstock console", charset="UTF-8"'}
             raise Refused(401, "Your name, and the admin key as the password.", asked)
-        shown = "".join(char for char in name if char.isprintable()).strip()[:40]
+        shown = printable(name)[:40]
         return f"{shown or 'somebody'} in the console"
 
 
@@ -133,9 +136,9 @@ def _token(headers: Headers) -> str | None:
 
 def _check_origin(headers: Headers) -> None:
     """A form comes from a page of ours: same scheme, name and port, as the browser tells."""
-    origin, site = headers.get("origin", ""), headers.get("sec-fetch-site", "same-origin")
-    host = headers.get("host", "")
-    if not host or urlsplit(origin).netloc != host or site != "same-origin":
+    host, site = headers.get("host", ""), headers.get("sec-fetch-site", "same-origin")
+    own = (f"http://{host}", f"https://{host}")
+    if not host or headers.get("origin") not in own or site != "same-origin":
         raise Refused(403, "This form did not come from the console. Open it there.")
 
 
@@ -186,6 +189,12 @@ def _with_headers(send: Send, cookie: str | None) -> Send:
         await send(message)
 
     return sending
+
+
+def printable(text: str) -> str:
+    """A text for the audit, on one line and with nothing that a terminal would obey."""
+    line = " ".join(text.split())
+    return "".join(char for char in line if char.isprintable())
 
 
 def not_found(why: str) -> Response:

@@ -90,8 +90,7 @@ def rollouts(desk: Desk, request: Request) -> Response:
 
 def rollout(desk: Desk, request: Request) -> Response:
     """One trial: counts, differences, evidence and the log of decisions."""
-    rollouts = desk.rollouts
-    now = rollout_report.status(rollouts, rollouts.find(request.path_params["rollout_id"]))
+    now = rollout_report.status(desk.rollouts, desk.rollout(request.path_params["rollout_id"]))
     return render(
         desk,
         request,
