@@ -158,7 +158,8 @@ class _Signal:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._vectors: list[FloatArray] = []
+        self._vectors = np.empty((0, 0))
+        self._count = 0
         self._sums = np.zeros(len(STEPS) + len(POWERS))
 
     @property
@@ -168,15 +169,22 @@ class _Signal:
     def see(self, seen: Seen) -> float:
         """Take a window in; returns its p-value."""
         self._check(seen)
-        self._vectors.append(seen.vector)
-        p = conformal_p(strangeness(np.stack(self._vectors), seen.fixed), seen.tie)
+        if self._count == len(self._vectors):
+            # Twice the room, so that a window costs no copy of all before it.
+            room = np.empty((2 * self._count + 1, len(seen.vector)))
+            if self._count:
+                room[: self._count] = self._vectors
+            self._vectors = room
+        self._vectors[self._count] = seen.vector
+        self._count += 1
+        p = conformal_p(strangeness(self._vectors[: self._count], seen.fixed), seen.tie)
         self._sums = (self._sums + 1) * bets(p)
         return p
 
     def _check(self, seen: Seen) -> None:
         if not np.isfinite(seen.vector).all():
             raise EvaluationError(f"A window's {self._name} holds NaN or an infinity.")
-        if self._vectors and self._vectors[0].shape != seen.vector.shape:
+        if self._count and self._vectors[0].shape != seen.vector.shape:
             raise EvaluationError(
                 f"A window's {self._name} has shape {seen.vector.shape}, and those before "
                 f"{self._vectors[0].shape}: they were made by different models."
@@ -194,9 +202,10 @@ def strangeness(vectors: FloatArray, fixed: bool) -> FloatArray:
         return vectors[:, 0]
     if len(vectors) == 1:
         return np.zeros(1)
-    others = (vectors.sum(axis=0) - vectors) / (len(vectors) - 1)
-    steps = vectors - others
-    return np.asarray(np.einsum("nd,nd->n", steps, steps))
+    # From the mean of the others it is n / (n - 1) times as far as from the mean of all.
+    steps = vectors - vectors.mean(axis=0)
+    scale = len(vectors) / (len(vectors) - 1)
+    return np.asarray(scale**2 * np.einsum("nd,nd->n", steps, steps))
 
 
 def conformal_p(values: FloatArray, tie: float) -> float:
