@@ -18,7 +18,8 @@ import yaml
 import airflow_server
 from cluster_servers import Databricks, Kubernetes
 from mail_server import MailServer
-from penstock.orchestrators import airflow_file, exported
+from penstock.exported import write_file
+from penstock.orchestrators import airflow_file
 from penstock.orchestrators.airflow_api import AirflowError, report_event, trigger
 from penstock.orchestrators.base import read_flow
 from penstock.pipeline import NAMES, open_pipeline
@@ -159,7 +160,7 @@ class World:
         )
         for recipe in (self.bad_data, self.refused):
             flow = read_flow(recipe)
-            exported.write(airflow_file.dag_file(flow), self.dags / f"{flow.name}.py")
+            write_file(self.dags / f"{flow.name}.py", airflow_file.dag_file(flow))
         (self.dags / "pod.py").write_text(POD)
         self.airflow.start()
         self.airflow.wait_for_dags("loop", "bad-data", "refused", "pod")
