@@ -20,7 +20,8 @@ from cluster_servers import Databricks, Kubernetes
 from mail_server import MailServer
 from penstock.exported import write_file
 from penstock.orchestrators import airflow_file
-from penstock.orchestrators.airflow_api import AirflowError, report_event, trigger
+from penstock.orchestrators.airflow_api import report_event, trigger
+from penstock.orchestrators.asking import NotStarted
 from penstock.orchestrators.base import read_flow
 from penstock.pipeline import NAMES, open_pipeline
 from tiny_project import write_project
@@ -100,7 +101,7 @@ def insist(recipe, key, conf):
     for _ in range(20):
         try:
             return trigger(recipe, key, conf)
-        except AirflowError as error:
+        except NotStarted as error:
             if not error.transient:
                 raise
     raise AssertionError(f"no answer about {key}")
@@ -288,5 +289,5 @@ def test_an_edited_export_goes_on_working(world):
 
 def test_another_password_is_refused(world, monkeypatch):
     monkeypatch.setenv("PENSTOCK_AIRFLOW_PASSWORD", "wrong")
-    with pytest.raises(AirflowError, match="refused to log tester in: status 401"):
+    with pytest.raises(NotStarted, match="refused to log tester in: status 401"):
         trigger(world.loop, "k", {})
