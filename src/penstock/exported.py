@@ -13,6 +13,9 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from penstock.artifacts import store_errors
 from penstock.errors import PenstockError, StoreError
@@ -130,6 +133,29 @@ def check_files(folder: Path, files: Mapping[str, str]) -> None:
         if there != text:
             why = _why_other(_is_listed(before, name, there))
             raise PenstockError(f"{path} {why}.", "Export again; --force if changed by hand.")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as people write them, and no anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Two that are equal may become different when somebody edits one."""
+        return True
+
+
+def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _block)
+
+
+def as_yaml(*documents: Any, width: int = 1000) -> str:
+    """YAML for people: keys in our order, long texts in blocks."""
+    return yaml.dump_all(
+        documents, Dumper=_Dumper, sort_keys=False, width=width, allow_unicode=True
+    )
 
 
 def _is_untouched(text: str) -> bool:
