@@ -63,6 +63,9 @@ def _check_address(url: str) -> str:
     return url.rstrip("/")
 
 
+Url = Annotated[str, AfterValidator(_check_address)]
+
+
 class Here(Section):
     """On the orchestrator's own host."""
 
@@ -133,7 +136,7 @@ class Notify(Section):
 class Airflow(Section):
     """Where Airflow is asked to start a run."""
 
-    url: Annotated[str, AfterValidator(_check_address)] = Field(
+    url: Url = Field(
         "http://127.0.0.1:8080",
         description="Of its API server. `PENSTOCK_AIRFLOW_TOKEN`, or `PENSTOCK_AIRFLOW_USER` and "
         "`PENSTOCK_AIRFLOW_PASSWORD`, are read from the environment.",
@@ -143,7 +146,7 @@ class Airflow(Section):
 class Dagster(Section):
     """Where Dagster is asked to start a run."""
 
-    url: Annotated[str, AfterValidator(_check_address)] = Field(
+    url: Url = Field(
         "http://127.0.0.1:3000",
         description="Of its webserver. `PENSTOCK_DAGSTER_TOKEN` is read from the environment, if "
         "it is behind something that asks for one.",
@@ -153,7 +156,7 @@ class Dagster(Section):
 class Prefect(Section):
     """Where Prefect is asked to start a run."""
 
-    url: Annotated[str, AfterValidator(_check_address)] = Field(
+    url: Url = Field(
         "http://127.0.0.1:4200/api",
         description="Of its API. `PREFECT_API_KEY` or `PREFECT_API_AUTH_STRING` are read from the "
         "environment, as Prefect does.",

@@ -53,11 +53,14 @@ def load_recipe(
     return recipe
 
 
-def expanded_tree(path: Path, keys: Sequence[str]) -> tuple[str, dict[str, Any], list[Mistake]]:
+def expanded_tree(
+    path: Path, keys: Sequence[str]
+) -> tuple[str, dict[str, Any], dict[str, Any], list[Mistake]]:
     """Some sections of a recipe, expanded and not checked, for who needs no more of it.
 
     Returns:
-        The file as written, what stands under those keys, and what could not be expanded.
+        The file as written, what stands under those keys before and after it is expanded, and
+        what could not be expanded.
 
     Raises:
         RecipeError: It is no recipe at all.
@@ -66,7 +69,7 @@ def expanded_tree(path: Path, keys: Sequence[str]) -> tuple[str, dict[str, Any],
     tree = {key: value for key, value in _parse(written, path).items() if key in keys}
     mistakes: list[Mistake] = []
     expanded = _expand(tree, (), mistakes)
-    return written, expanded, mistakes
+    return written, tree, expanded, mistakes
 
 
 def _read(path: Path) -> str:

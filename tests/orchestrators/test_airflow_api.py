@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from penstock.child_process import free_port
 from penstock.cli import app
 from penstock.errors import RecipeError
-from penstock.orchestrators.airflow_api import AirflowError, report_event, run_id_of, trigger
+from penstock.orchestrators.airflow_api import report_event, run_id_of, trigger
+from penstock.orchestrators.asking import NotStarted
 
 
 class Answers:
@@ -111,7 +112,7 @@ def test_what_may_not_be_set_is_refused_before_airflow_is_asked(ask):
 )
 def test_a_refusal_says_why_and_whether_to_try_again(ask, answer, says, transient):
     recipe, _ = ask({RUNS: answer, ("GET", f"{RUNS[1]}/penstock__k"): (404, {})})
-    with pytest.raises(AirflowError, match=says) as error:
+    with pytest.raises(NotStarted, match=says) as error:
         trigger(recipe, "k", {})
     assert error.value.transient is transient
     assert "secret-token" not in error.value.message
@@ -119,7 +120,7 @@ def test_a_refusal_says_why_and_whether_to_try_again(ask, answer, says, transien
 
 def test_an_airflow_that_is_down_is_worth_another_try(ask):
     recipe, _ = ask({}, url=f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(AirflowError, match="does not answer: ConnectError") as error:
+    with pytest.raises(NotStarted, match="does not answer: ConnectError") as error:
         trigger(recipe, "k", {})
     assert error.value.transient
 
@@ -127,7 +128,7 @@ def test_an_airflow_that_is_down_is_worth_another_try(ask):
 def test_without_credentials_nothing_is_asked(ask, monkeypatch):
     monkeypatch.delenv("PENSTOCK_AIRFLOW_TOKEN")
     recipe, server = ask({})
-    with pytest.raises(AirflowError, match="no credentials"):
+    with pytest.raises(NotStarted, match="no credentials"):
         trigger(recipe, "k", {})
     assert server.asked == []
 
@@ -148,7 +149,7 @@ def test_an_event_is_reported_for_the_asset_of_that_name_and_no_other(ask):
 
 def test_an_event_of_a_dag_that_is_not_there_says_so(ask):
     recipe, _ = ask({ASSETS: (200, {"assets": []})})
-    with pytest.raises(AirflowError, match="knows no asset penstock://support/new-data"):
+    with pytest.raises(NotStarted, match="knows no asset penstock://support/new-data"):
         report_event(recipe, "new-data", {})
     with pytest.raises(RecipeError, match="no event 'rain'"):
         report_event(recipe, "rain", {})

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from penstock.cli import app
 from penstock.errors import PenstockError
+from penstock.exported import check_file, write_file
 from penstock.orchestrate_section import STAGES
-from penstock.orchestrators import exported
 from penstock.orchestrators.airflow_file import dag_file
 from penstock.orchestrators.base import read_flow
 
@@ -71,17 +71,17 @@ def test_nothing_in_the_file_depends_on_who_exports_it(tmp_path):
 
 def test_a_file_that_was_edited_is_kept_and_one_that_was_not_is_replaced(tmp_path):
     path = tmp_path / "dags" / "support.py"
-    assert exported.write(dag_file(flow(tmp_path)), path)
-    assert not exported.write(dag_file(flow(tmp_path)), path)
+    assert write_file(path, dag_file(flow(tmp_path)))
+    assert not write_file(path, dag_file(flow(tmp_path)))
     newer = dag_file(flow(tmp_path, "orchestrate: {retries: 5}\n"))
     with pytest.raises(PenstockError, match="would be written otherwise"):
-        exported.check(newer, path, "penstock export airflow")
-    assert exported.write(newer, path)
+        check_file(path, newer, "penstock export airflow")
+    assert write_file(path, newer)
     path.write_text(newer.replace('"retries": 5', '"retries": 6'))
-    for attempt in (exported.check, exported.write):
+    for attempt in (lambda: check_file(path, newer, "x"), lambda: write_file(path, newer)):
         with pytest.raises(PenstockError, match="was changed by hand"):
-            attempt(newer, path, *(["x"] if attempt is exported.check else []))
-    assert exported.write(newer, path, force=True)
+            attempt()
+    assert write_file(path, newer, force=True)
 
 
 def test_the_command_writes_and_checks(tmp_path, monkeypatch):

@@ -18,8 +18,10 @@ import yaml
 import airflow_server
 from cluster_servers import Databricks, Kubernetes
 from mail_server import MailServer
-from penstock.orchestrators import airflow_file, exported
-from penstock.orchestrators.airflow_api import AirflowError, report_event, trigger
+from penstock.exported import write_file
+from penstock.orchestrators import airflow_file
+from penstock.orchestrators.airflow_api import report_event, trigger
+from penstock.orchestrators.asking import NotStarted
 from penstock.orchestrators.base import read_flow
 from penstock.pipeline import NAMES, open_pipeline
 from tiny_project import write_project
@@ -99,7 +101,7 @@ def insist(recipe, key, conf):
     for _ in range(20):
         try:
             return trigger(recipe, key, conf)
-        except AirflowError as error:
+        except NotStarted as error:
             if not error.transient:
                 raise
     raise AssertionError(f"no answer about {key}")
@@ -159,7 +161,7 @@ class World:
         )
         for recipe in (self.bad_data, self.refused):
             flow = read_flow(recipe)
-            exported.write(airflow_file.dag_file(flow), self.dags / f"{flow.name}.py")
+            write_file(self.dags / f"{flow.name}.py", airflow_file.dag_file(flow))
         (self.dags / "pod.py").write_text(POD)
         self.airflow.start()
         self.airflow.wait_for_dags("loop", "bad-data", "refused", "pod")
@@ -287,5 +289,5 @@ def test_an_edited_export_goes_on_working(world):
 
 def test_another_password_is_refused(world, monkeypatch):
     monkeypatch.setenv("PENSTOCK_AIRFLOW_PASSWORD", "wrong")
-    with pytest.raises(AirflowError, match="refused to log tester in: status 401"):
+    with pytest.raises(NotStarted, match="refused to log tester in: status 401"):
         trigger(world.loop, "k", {})

@@ -14,8 +14,10 @@ import pytest
 import yaml
 
 from penstock.child_process import free_port
+from penstock.errors import PenstockError
+from penstock.exported import write_file
 from penstock.ledger.alarms import Alarm, Alarms
-from penstock.orchestrators import exported, short_files
+from penstock.orchestrators import short_files
 from penstock.orchestrators.base import read_flow
 from penstock.orchestrators.dagster_api import KEY_TAG, trigger
 from penstock.pipeline import NAMES, open_pipeline
@@ -65,7 +67,7 @@ class World:
         }
         self.recipe.write_text(yaml.safe_dump(tree, sort_keys=False))
         self.file = folder / "tiny_dagster.py"
-        exported.write(short_files.text_of(read_flow(self.recipe), "dagster"), self.file)
+        write_file(self.file, short_files.text_of(read_flow(self.recipe), "dagster"))
         self.environment = os.environ | {
             "DAGSTER_HOME": str(self.home),
             "DAGSTER_DISABLE_TELEMETRY": "1",
@@ -252,8 +254,8 @@ def test_an_edited_file_goes_on_working_and_is_not_overwritten(world, turned):
         cwd=world.home,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    with pytest.raises(exported.PenstockError, match="changed by hand"):
-        exported.write(world.file.read_text(), edited)
+    with pytest.raises(PenstockError, match="changed by hand"):
+        write_file(edited, world.file.read_text())
 
 
 def test_data_that_break_the_contract_fail_the_check_and_the_run_once(world, turned):

@@ -1,11 +1,15 @@
 """``penstock export`` for clusters, as a person types it."""
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from cluster_recipes import EVERYTHING, IMAGE, LEAST
 from penstock.cli import app
 from penstock.errors import PenstockError
+from penstock.orchestrators.databricks import DatabricksOptions
+from penstock.orchestrators.github import WorkflowOptions
+from penstock.orchestrators.kubernetes import KubernetesOptions
 
 OVERLAY = "overlays/production/kustomization.yaml"
 
@@ -76,6 +80,21 @@ def test_every_option_of_the_command_is_one_of_the_exports(export, tmp_path):
     for word in words:
         if not word.startswith("--"):
             assert word in text
+
+
+@pytest.mark.parametrize(
+    ("tool", "options"),
+    [
+        ("kubernetes", KubernetesOptions),
+        ("databricks", DatabricksOptions),
+        ("github", WorkflowOptions),
+    ],
+)
+def test_every_option_of_an_export_is_one_of_its_command(tool, options):
+    command = typer.main.get_command(app).commands["export"].commands[tool]
+    about_the_files = {"output", "recipe", "set_", "force", "check"}
+    flags = {one.name for one in command.params} - about_the_files
+    assert {name.removesuffix("_") for name in flags} == set(options.model_fields)
 
 
 def test_no_image_and_a_folder_that_cannot_be_written_are_said(export, tmp_path):

@@ -92,6 +92,14 @@ def test_a_mistake_in_the_section_is_refused_with_its_line(tmp_path, section, sa
     assert "admin:pw" not in error.value.message.replace("received 'http://admin:pw@host'", "")
 
 
+def test_a_mistake_names_a_variable_and_not_what_it_stands_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_URL", "http://admin:s3cr3t@host")
+    with pytest.raises(RecipeError) as error:
+        read_flow(write(tmp_path, "orchestrate: {airflow: {url: '${AIRFLOW_URL}'}}\n"))
+    assert "received '${AIRFLOW_URL}'" in error.value.message
+    assert "s3cr3t" not in f"{error.value.message} {error.value.hint}"
+
+
 @pytest.mark.parametrize("key", ["", "two words", "x" * 301, "tab\t", "ü"])
 def test_what_is_no_name_for_a_run_is_refused(key):
     with pytest.raises(RecipeError):

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from penstock.cli import app
 from penstock.errors import PenstockError, RecipeError
-from penstock.orchestrators.github import WorkflowOptions, check, workflow, write
+from penstock.exported import check_file, write_file
+from penstock.orchestrators.github import WorkflowOptions, workflow
 
 HOME = Path(__file__).parents[2]
 ACTIONLINT = HOME / ".venvs" / "actionlint" / "bin" / "actionlint"
@@ -187,20 +188,20 @@ def test_a_penstock_that_cannot_talk_to_a_registry_is_refused(without):
 
 def test_an_older_export_is_replaced_and_an_edited_one_is_not(tmp_path):
     path = tmp_path / ".github" / "workflows" / "model-evaluation.yml"
-    assert write(WorkflowOptions(), path)
-    assert not write(WorkflowOptions(), path)
-    stricter = WorkflowOptions(max_regression=0.01)
+    assert write_file(path, workflow(WorkflowOptions()))
+    assert not write_file(path, workflow(WorkflowOptions()))
+    stricter = workflow(WorkflowOptions(max_regression=0.01))
     with pytest.raises(PenstockError, match="would be written otherwise"):
-        check(stricter, path)
-    assert write(stricter, path)
-    check(stricter, path)
+        check_file(path, stricter, "x")
+    assert write_file(path, stricter)
+    check_file(path, stricter, "x")
     path.write_text(path.read_text().replace("--max-regression 0.01", "--max-regression 0.5"))
-    for attempt in (lambda: check(stricter, path), lambda: write(stricter, path)):
+    for attempt in (lambda: check_file(path, stricter, "x"), lambda: write_file(path, stricter)):
         with pytest.raises(PenstockError, match="was changed by hand"):
             attempt()
     assert "--max-regression 0.5" in path.read_text()
-    assert write(stricter, path, force=True)
-    check(stricter, path)
+    assert write_file(path, stricter, force=True)
+    check_file(path, stricter, "x")
     assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
@@ -208,7 +209,7 @@ def test_a_file_of_somebody_elses_is_never_overwritten(tmp_path):
     path = tmp_path / "workflow.yml"
     path.write_text("name: theirs\n")
     with pytest.raises(PenstockError, match="was changed by hand"):
-        write(WorkflowOptions(), path)
+        write_file(path, workflow(WorkflowOptions()))
     assert path.read_text() == "name: theirs\n"
 
 

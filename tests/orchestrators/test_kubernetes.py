@@ -431,7 +431,7 @@ def test_a_run_that_cannot_get_better_is_not_tried_again(exports):
     disrupted, final = spec["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
     assert disrupted["action"] == "Ignore"
     assert final["action"] == "FailJob"
-    assert final["onExitCodes"]["values"] == [2, 3, 4]
+    assert final["onExitCodes"]["values"] == [2, 3, 4, 5]
     assert not [m for m in manifests(exports["follows"]) if m["kind"] == "RayJob"]
 
 
@@ -563,6 +563,10 @@ def test_a_secret_in_an_override_is_refused(tmp_path):
     ("change", "says"),
     [
         (("ledger: ${PENSTOCK_LEDGER}", "ledger: sqlite:///ledger.db"), "SQLite is for one host"),
+        (
+            ("tracking: http://mlflow.example.org:5000", "tracking: sqlite:///m.db"),
+            "tracking: sqlite:///m.db: SQLite is for one host",
+        ),
         (("{keys: true}", "{keys: false}"), "serve.keys is false"),
         (("serve: {keys: true}", ""), "serve.keys is false"),
         (("{keys: true}", "{keys: true, port: 0}"), "0 picks any port"),

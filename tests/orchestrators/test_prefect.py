@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from penstock.child_process import free_port
-from penstock.orchestrators import exported, short_files
+from penstock.exported import write_file
+from penstock.orchestrators import short_files
 from penstock.orchestrators.base import read_flow
 from penstock.orchestrators.prefect_api import trigger
 from penstock.pipeline import NAMES, open_pipeline
@@ -50,7 +51,7 @@ class World:
         }
         self.recipe.write_text(yaml.safe_dump(tree, sort_keys=False))
         self.file = folder / "tiny_prefect.py"
-        exported.write(short_files.text_of(read_flow(self.recipe), "prefect"), self.file)
+        write_file(self.file, short_files.text_of(read_flow(self.recipe), "prefect"))
         self.environment = os.environ | {
             "PREFECT_HOME": str(folder / "prefect"),
             "PREFECT_API_URL": self.url,

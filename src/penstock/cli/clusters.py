@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from penstock.cli.export import export_app
+from penstock.cli.export import Check, Folder, Force, export_app, given_options, put_files
 from penstock.cli.options import DEFAULT, RecipePath, Set, overrides_of
 
 app = typer.Typer()  # its commands are under `export`
 
-Output = Annotated[Path, typer.Option(help="The folder to write to.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite changes made by hand.")]
-Check = Annotated[bool, typer.Option("--check", help="Write nothing; fail on drift.")]
-
 
 @export_app.command("kubernetes")
 def export_kubernetes(
-    output: Output,
+    context: typer.Context,
+    output: Folder,
     image: Annotated[str | None, typer.Option(help="Has Penstock, with a tag or digest.")] = None,
     recipe: RecipePath = DEFAULT,
     name: Annotated[str | None, typer.Option(help="Null is the recipe's.")] = None,
@@ -45,14 +40,15 @@ def export_kubernetes(
         bool | None,
         typer.Option("--mlflow/--no-mlflow", help="Null: where the recipe names no tracking."),
     ] = None,
-    egress_port: Annotated[
-        list[int] | None, typer.Option(help="Beside 443 and 5432. Repeatable.")
+    egress_ports: Annotated[
+        list[int] | None, typer.Option("--egress-port", help="Beside 443 and 5432. Repeatable.")
     ] = None,
     monitoring_namespace: Annotated[
         str | None, typer.Option(help="Where Prometheus is: monitoring.")
     ] = None,
-    client_namespace: Annotated[
-        list[str] | None, typer.Option(help="May call the gateway; null: all. Repeatable.")
+    client_namespaces: Annotated[
+        list[str] | None,
+        typer.Option("--client-namespace", help="May call the gateway; null: all. Repeatable."),
     ] = None,
     ray_version: Annotated[str | None, typer.Option(help="Of Ray in the image.")] = None,
     collector_image: Annotated[str | None, typer.Option(help="OpenTelemetry's collector.")] = None,
@@ -66,38 +62,20 @@ def export_kubernetes(
     from penstock.orchestrators.kubernetes.bundle import OVERLAYS
     from penstock.orchestrators.unexpanded import load_unexpanded
 
-    given = {
-        "image": image,
-        "name": name,
-        "namespace": namespace,
-        "secret": secret,
-        "min_replicas": min_replicas,
-        "max_replicas": max_replicas,
-        "queued": queued,
-        "cpu": cpu,
-        "memory": memory,
-        "run_cpu": run_cpu,
-        "run_memory": run_memory,
-        "run_gpus": run_gpus,
-        "schedule": schedule,
-        "storage": storage,
-        "storage_class": storage_class,
-        "mlflow": mlflow,
-        "egress_ports": tuple(egress_port) if egress_port else None,
-        "monitoring_namespace": monitoring_namespace,
-        "client_namespaces": tuple(client_namespace) if client_namespace else None,
-        "ray_version": ray_version,
-        "collector_image": collector_image,
-        "vllm_image": vllm_image,
-    }
     loaded = load_unexpanded(recipe, set_ or [], overrides_of(set_))
-    options = KubernetesOptions.checked(loaded.recipe.name, **_given(given))
-    _put(output, bundle(loaded, options), OVERLAYS, force, check)
+    options = KubernetesOptions.checked(
+        loaded.recipe.name, **given_options(context, KubernetesOptions)
+    )
+    files = bundle(loaded, options)
+    theirs = {name for name in files if name.startswith(OVERLAYS) and (output / name).exists()}
+    ours = {name: text for name, text in files.items() if name not in theirs}
+    put_files(output, ours, force, check)
 
 
 @export_app.command("databricks")
 def export_databricks(
-    output: Output,
+    context: typer.Context,
+    output: Folder,
     recipe: RecipePath = DEFAULT,
     name: Annotated[str | None, typer.Option(help="Null is the recipe's.")] = None,
     scope: Annotated[str | None, typer.Option(help="The secret scope; null is the name.")] = None,
@@ -119,45 +97,8 @@ def export_databricks(
     from penstock.orchestrators.databricks import DatabricksOptions, databricks_bundle
     from penstock.orchestrators.unexpanded import load_unexpanded
 
-    given = {
-        "name": name,
-        "scope": scope,
-        "penstock": penstock,
-        "node_type": node_type,
-        "spark_version": spark_version,
-        "workers": workers,
-        "schedule": schedule,
-        "retries": retries,
-        "retry_delay_s": retry_delay_s,
-        "timeout_s": timeout_s,
-    }
     loaded = load_unexpanded(recipe, set_ or [], overrides_of(set_))
-    options = DatabricksOptions.checked(loaded.recipe.name, **_given(given))
-    _put(output, databricks_bundle(loaded, options), None, force, check)
-
-
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _put(
-    output: Path, files: Mapping[str, str], theirs: str | None, force: bool, check: bool
-) -> None:
-    """Write files, or only check them; those that are the user's are written once."""
-    from penstock import printing
-    from penstock.exported import check_files, write_files
-
-    ours = {
-        name: text
-        for name, text in files.items()
-        if not (theirs and name.startswith(theirs) and (output / name).exists())
-    }
-    if check:
-        check_files(output, ours)
-        printing.note(f"{output} is up to date")
-        return
-    written = write_files(output, ours, force)
-    for path in written:
-        printing.note(f"{path} is written")
-    if not written:
-        printing.note(f"{output} is up to date")
+    options = DatabricksOptions.checked(
+        loaded.recipe.name, **given_options(context, DatabricksOptions)
+    )
+    put_files(output, databricks_bundle(loaded, options), force, check)

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from penstock.cli.gate import pairs
 from penstock.cli.options import DEFAULT, RecipePath
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
 app = typer.Typer()
 export_app = typer.Typer(help="Write files for other tools.", no_args_is_help=True)
 app.add_typer(export_app, name="export")
 
+Output = Annotated[Path | None, typer.Option(help="Null is a name made of the recipe's.")]
+Folder = Annotated[Path, typer.Option("--output", help="The folder to write to.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite changes made by hand.")]
+Check = Annotated[bool, typer.Option("--check", help="Write nothing; fail on drift.")]
+
 
 @export_app.command("github")
 def export_github(
+    context: typer.Context,
     output: Annotated[Path | None, typer.Option(help="Null is where GitHub looks for it.")] = None,
     tasks: Annotated[str | None, typer.Option(help="lm-eval tasks, with commas between.")] = None,
     min_: Annotated[list[str] | None, typer.Option("--min", help="TASK=FLOOR. Repeatable.")] = None,
@@ -33,43 +43,26 @@ def export_github(
     penstock: Annotated[str | None, typer.Option(help="What pip installs for penstock.")] = None,
     lm_eval: Annotated[str | None, typer.Option(help="What pip installs to evaluate.")] = None,
     timeout_minutes: Annotated[int | None, typer.Option(help="Of the whole job.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite changes made by hand.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail on drift.")] = False,
+    force: Force = False,
+    check: Check = False,
 ) -> None:
     """Write a GitHub Actions workflow: evaluate a version, gate it, promote it if it passed."""
-    from penstock import printing
     from penstock.orchestrators import github
 
-    given = {
-        "tasks": None if tasks is None else tuple(tasks.split(",")),
-        "min": pairs("--min", min_) if min_ else None,
-        "max_regression": max_regression,
-        "model_name": model_name,
-        "stage": stage,
-        "backend": backend,
-        "model_args": model_args,
-        "task_dir": task_dir,
-        "labels": None if labels is None else tuple(labels.split(",")),
-        "python": python,
-        "penstock": penstock,
-        "lm_eval": lm_eval,
-        "timeout_minutes": timeout_minutes,
+    given = given_options(context, github.WorkflowOptions)
+    lists = {name: tuple(given[name].split(",")) for name in ("tasks", "labels") if name in given}
+    floors = {"min": pairs("--min", min_)} if min_ else {}
+    options = github.WorkflowOptions.checked(**given | lists | floors)
+    _export("github", output or github.PATH, github.workflow(options), force, check)
+
+
+def given_options(context: typer.Context, model: type[BaseModel]) -> dict[str, Any]:
+    """What was typed of a command's flags, of those that are an export's options."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in context.params.items()
+        if name in model.model_fields and value not in (None, [], ())
     }
-    options = github.WorkflowOptions.checked(
-        **{name: value for name, value in given.items() if value is not None}
-    )
-    path = output or github.PATH
-    if check:
-        github.check(options, path)
-        printing.note(f"{path} is up to date")
-        return
-    written = github.write(options, path, force)
-    printing.note(f"{path} {'is written' if written else 'is up to date'}")
-
-
-Output = Annotated[Path | None, typer.Option(help="Null is a name made of the recipe's.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite changes made by hand.")]
-Check = Annotated[bool, typer.Option("--check", help="Write nothing; fail on drift.")]
 
 
 @export_app.command("airflow")
@@ -121,11 +114,23 @@ def _short_file(tool: str, recipe: Path, output: Path | None, force: bool, check
 
 def _export(tool: str, path: Path, text: str, force: bool, check: bool) -> None:
     from penstock import printing
-    from penstock.orchestrators import exported
+    from penstock.exported import check_file, write_file
 
     if check:
-        exported.check(text, path, f"penstock export {tool}")
-        printing.note(f"{path} is up to date")
-        return
-    written = exported.write(text, path, force)
-    printing.note(f"{path} {'is written' if written else 'is up to date'}")
+        check_file(path, text, f"penstock export {tool}")
+    is_written = not check and write_file(path, text, force)
+    printing.note(f"{path} {'is written' if is_written else 'is up to date'}")
+
+
+def put_files(output: Path, files: Mapping[str, str], force: bool, check: bool = False) -> None:
+    """Write a folder's files, or only check them, and tell which were written."""
+    from penstock import printing
+    from penstock.exported import check_files, write_files
+
+    if check:
+        check_files(output, files)
+    written = [] if check else write_files(output, files, force)
+    for path in written:
+        printing.note(f"{path} is written")
+    if not written:
+        printing.note(f"{output} is up to date")

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from penstock.cli.export import export_app
+from penstock.cli.export import Folder, Force, export_app, put_files
 from penstock.cli.options import DEFAULT, RecipePath, Set, overrides_of
 
 app = typer.Typer()  # its commands are under `export`
 
-Output = Annotated[Path, typer.Option(help="The folder to write to.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite changes made by hand.")]
-
 
 @export_app.command("prometheus")
 def export_prometheus(
-    output: Output,
+    output: Folder,
     recipe: RecipePath = DEFAULT,
     target: Annotated[
         list[str] | None,
@@ -47,12 +42,12 @@ def export_prometheus(
         alertmanager=alertmanager,
         **({} if secret_file is None else {"secret_file": secret_file}),
     )
-    _write(output, prometheus_files(loaded, at), force)
+    put_files(output, prometheus_files(loaded, at), force)
 
 
 @export_app.command("grafana")
 def export_grafana(
-    output: Output,
+    output: Folder,
     prometheus: Annotated[
         str, typer.Option(help="Prometheus' URL, as Grafana sees it.")
     ] = "http://127.0.0.1:9091",
@@ -65,15 +60,4 @@ def export_grafana(
     from penstock.monitoring.dashboards import grafana_files
 
     folder = dashboards or str((output / "dashboards").resolve())
-    _write(output, grafana_files(prometheus, folder), force)
-
-
-def _write(output: Path, files: Mapping[str, str], force: bool) -> None:
-    from penstock import printing
-    from penstock.exported import write_files
-
-    written = write_files(output, files, force)
-    for path in written:
-        printing.note(f"{path} is written")
-    if not written:
-        printing.note(f"{output} is up to date")
+    put_files(output, grafana_files(prometheus, folder), force)

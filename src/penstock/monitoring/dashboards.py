@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from penstock.errors import MissingExtra
-from penstock.monitoring.prometheus_files import as_yaml
+from penstock.exported import as_yaml
 
 try:
     from penstock.monitoring import loop_boards, service_boards
@@ -28,8 +28,9 @@ def grafana_files(prometheus_url: str, folder: str) -> dict[str, str]:
     """
     files = {f"dashboards/{board.uid}.json": as_json(board) for board in boards()}
     return files | {
-        "provisioning/dashboards/penstock.yml": _HEAD + as_yaml(_provider(folder)),
-        "provisioning/datasources/penstock.yml": _HEAD + as_yaml(_source(prometheus_url)),
+        "provisioning/dashboards/penstock.yml": _HEAD + as_yaml(_provider(folder), width=100),
+        "provisioning/datasources/penstock.yml": _HEAD
+        + as_yaml(_source(prometheus_url), width=100),
     }
 
 

@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from penstock.errors import RecipeError
+from penstock.exported import as_yaml
 from penstock.monitoring.alert_rules import rules
 from penstock.monitoring.rule_tests import rule_tests
 from penstock.monitoring.slo_rules import INTERVAL_S
@@ -100,15 +99,15 @@ def prometheus_files(recipe: Recipe, at: Addresses) -> dict[str, str]:
         "prometheus.yml": _HEAD
         + "# Keep as many days as the error budget has:\n"
         + f"#   --storage.tsdb.retention.time={recipe.observe.slo.window_days}d\n"
-        + as_yaml(prometheus(recipe, at)),
-        RULES: _HEAD + f"# Check: promtool check rules {RULES}\n" + as_yaml(rules(recipe)),
+        + _yaml(prometheus(recipe, at)),
+        RULES: _HEAD + f"# Check: promtool check rules {RULES}\n" + _yaml(rules(recipe)),
         RULE_TESTS: _HEAD
         + f"# Run: promtool test rules {RULE_TESTS}\n"
-        + as_yaml(rule_tests(recipe, RULES)),
+        + _yaml(rule_tests(recipe, RULES)),
         "alertmanager.yml": _HEAD
         + "# Add receivers for people: https://prometheus.io/docs/alerting/latest/configuration/\n"
         + f"# The secret is what ${recipe.observe.slo.secret_env} is for the gateway.\n"
-        + as_yaml(alertmanager(at)),
+        + _yaml(alertmanager(at)),
     }
 
 
@@ -155,21 +154,5 @@ def alertmanager(at: Addresses) -> dict[str, Any]:
     }
 
 
-class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as people write them, and no ``&id001``."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _text)
-
-
-def as_yaml(value: Any) -> str:
-    """YAML for people: keys in our order, long texts in blocks."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
+def _yaml(value: Any) -> str:
+    return as_yaml(value, width=100)

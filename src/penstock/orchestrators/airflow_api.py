@@ -14,25 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock.errors import MissingExtra, PenstockError, RecipeError
+from penstock.errors import RecipeError
 from penstock.orchestrators.airflow_plan import EVENTS, asset_uri
+from penstock.orchestrators.asking import NotStarted, client_of
 from penstock.orchestrators.base import Flow, checked_key, read_flow
 
 if TYPE_CHECKING:
     import httpx
 
-_TIMEOUT_S = 30.0
 # What Airflow lets a run be called (`[core] allowed_run_id_pattern`).
 _RUN_ID = re.compile(r"[A-Za-z0-9_.~:+-]{1,200}")
 _EXISTS = 409
-
-
-class AirflowError(PenstockError):
-    """Airflow does not answer (then transient), or refuses."""
-
-    def __init__(self, message: str, hint: str = "", transient: bool = False) -> None:
-        super().__init__(message, hint)
-        self.transient = transient
 
 
 def run_id_of(key: str) -> str:
@@ -56,7 +48,7 @@ def trigger(recipe: Path, key: str, conf: Mapping[str, Any]) -> str:
 
     Raises:
         RecipeError: A value may not be set for one run.
-        AirflowError: It cannot be reached (transient), or refuses.
+        NotStarted: Airflow cannot be reached (transient), or refuses.
     """
     flow = read_flow(recipe)
     flow.set_flags(conf.get("set") or {})
@@ -89,7 +81,7 @@ def report_event(recipe: Path, event: str, details: Mapping[str, Any]) -> int:
 
     Raises:
         RecipeError: There is no such event.
-        AirflowError: It cannot be reached (transient), refuses, or has not read the DAG yet.
+        NotStarted: It cannot be reached (transient), refuses, or has not read the DAG yet.
     """
     flow = read_flow(recipe)
     if event not in EVENTS:
@@ -101,7 +93,7 @@ def report_event(recipe: Path, event: str, details: Mapping[str, Any]) -> int:
         uri = asset_uri(flow.name, event)
         asset = next((one for one in found if one["uri"] == uri), None)
         if asset is None:
-            raise AirflowError(
+            raise NotStarted(
                 f"Airflow knows no asset {uri}.",
                 f"Its DAG {flow.name!r} declares it: see that it is there and not broken.",
             )
@@ -112,29 +104,16 @@ def report_event(recipe: Path, event: str, details: Mapping[str, Any]) -> int:
 
 @contextmanager
 def _client(flow: Flow) -> Iterator[httpx.Client]:
-    try:
-        import httpx
-    except ImportError:
-        raise MissingExtra("httpx", "airflow") from None
-
-    url = flow.settings.airflow.url
-    try:
-        with httpx.Client(base_url=url, timeout=_TIMEOUT_S) as client:
-            client.headers["authorization"] = f"Bearer {_token(client)}"
-            yield client
-    except httpx.HTTPError as error:
-        raise AirflowError(
-            f"Airflow at {url} does not answer: {type(error).__name__}.",
-            "Check orchestrate.airflow.url, and that its API server is up.",
-            transient=True,
-        ) from None
+    with client_of("airflow", flow.settings.airflow.url, {}) as client:
+        client.headers["authorization"] = f"Bearer {_token(client)}"
+        yield client
 
 
 def _token(client: httpx.Client) -> str:
     """The token of the environment, or one for the user of the environment.
 
     Raises:
-        AirflowError: There is neither, or the user is refused.
+        NotStarted: There is neither, or the user is refused.
     """
     token = os.environ.get("PENSTOCK_AIRFLOW_TOKEN")
     if token:
@@ -142,7 +121,7 @@ def _token(client: httpx.Client) -> str:
     user = os.environ.get("PENSTOCK_AIRFLOW_USER")
     password = os.environ.get("PENSTOCK_AIRFLOW_PASSWORD")
     if not user or not password:
-        raise AirflowError(
+        raise NotStarted(
             "There are no credentials for Airflow.",
             "Set PENSTOCK_AIRFLOW_TOKEN, or PENSTOCK_AIRFLOW_USER and PENSTOCK_AIRFLOW_PASSWORD.",
         )
@@ -154,11 +133,11 @@ def _check(answer: httpx.Response, what: str) -> Any:
     """The answer's JSON.
 
     Raises:
-        AirflowError: It is none, or an error.
+        NotStarted: It is none, or an error.
     """
     code = answer.status_code
     if not answer.is_success:
-        raise AirflowError(
+        raise NotStarted(
             f"Airflow refused to {what}: status {code}, {answer.text[:300]}",
             {
                 401: "Check the credentials in the environment.",
@@ -170,4 +149,4 @@ def _check(answer: httpx.Response, what: str) -> Any:
     try:
         return answer.json()
     except ValueError:
-        raise AirflowError(f"Airflow answered {what} with no JSON.", transient=True) from None
+        raise NotStarted(f"Airflow answered {what} with no JSON.", transient=True) from None

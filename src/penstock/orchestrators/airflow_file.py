@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from penstock.exported import marked
 from penstock.orchestrators import airflow_plan as plan
-from penstock.orchestrators import exported
 from penstock.orchestrators.airflow_plan import command_here
 from penstock.orchestrators.base import LAST_OF_DATA, Databricks, Flow, Kubernetes, Task
 
@@ -29,7 +29,7 @@ def path_of(flow: Flow) -> Path:
 def dag_file(flow: Flow) -> str:
     """The DAG file's text."""
     body = "\n\n\n".join([_imports(flow), *_functions(flow), _dag(flow)])
-    return exported.marked(_HEAD, body)
+    return marked(_HEAD, body)
 
 
 def _is(flow: Flow, kind: type) -> bool:

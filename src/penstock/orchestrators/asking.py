@@ -1,4 +1,4 @@
-"""Asking an orchestrator's server over HTTP: what Dagster's and Prefect's triggers share."""
+"""Asking an orchestrator's server over HTTP: what all triggers share."""
 
 from __future__ import annotations
 

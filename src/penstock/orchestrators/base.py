@@ -205,10 +205,10 @@ def read_flow(recipe: Path | str) -> Flow:
         RecipeError: There is no such file, or its ``orchestrate`` section is wrong.
     """
     path = Path(os.path.abspath(recipe))  # as it is called, also where that is a link
-    written, tree, mistakes = expanded_tree(path, ("name", "orchestrate"))
+    written, tree, expanded, mistakes = expanded_tree(path, ("name", "orchestrate"))
     if not mistakes:
         try:
-            read = _Read.model_validate(tree)
+            read = _Read.model_validate(expanded)
         except ValidationError as error:
             mistakes = list(mistakes_of(error, _Read, tree))
     if mistakes:

@@ -15,11 +15,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from penstock import __version__
 from penstock.errors import RecipeError
+from penstock.exported import as_yaml
 from penstock.orchestrators.unexpanded import STORE_VARIABLES, Unexpanded, named_variables
 
 Values = dict[str, Any]
@@ -242,13 +242,5 @@ def _require_shared(loaded: Unexpanded) -> None:
             )
 
 
-class _Dumper(yaml.SafeDumper):
-    """No anchors: what is equal today need not be tomorrow."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Write everything out."""
-        return True
-
-
 def _text(tree: Values) -> str:
-    return _HEAD + yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=1000)
+    return _HEAD + as_yaml(tree)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from penstock import __version__
 from penstock.errors import RecipeError
-from penstock.orchestrators import exported
+from penstock.exported import marked
 
 PATH = Path(".github/workflows/model-evaluation.yml")
 
@@ -108,28 +108,7 @@ def workflow(options: WorkflowOptions) -> str:
     body = _TEMPLATE
     for name, value in _values(options).items():
         body = body.replace(f"@{name}@", value)
-    return exported.marked(_HEAD, body)
-
-
-def write(options: WorkflowOptions, path: Path, force: bool = False) -> bool:
-    """Write the workflow, unless somebody has edited the one that is there.
-
-    Returns:
-        Whether anything was written.
-
-    Raises:
-        PenstockError: The file was changed by hand; ``force`` overwrites it.
-    """
-    return exported.write(workflow(options), path, force)
-
-
-def check(options: WorkflowOptions, path: Path) -> None:
-    """Look whether the file is what would be written.
-
-    Raises:
-        PenstockError: It is missing, older, or changed by hand.
-    """
-    exported.check(workflow(options), path, "penstock export github")
+    return marked(_HEAD, body)
 
 
 def _values(options: WorkflowOptions) -> dict[str, str]:

@@ -70,7 +70,8 @@ def _answer(
     numbers = [one.number for one in answered]
     with pipeline.ledger.database.write() as connection:
         settle(connection, numbers, AlarmState.ANSWERED, f"run {run_id}", start_key=key)
-    return [one for one in waiting if one.number not in numbers]
+    settled = set(numbers)
+    return [one for one in waiting if one.number not in settled]
 
 
 def key_of(record: AlarmRecord) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from penstock.orchestrators import exported
+from penstock.exported import marked
 from penstock.orchestrators.base import Flow
 
 _HEAD = """\
@@ -38,4 +38,4 @@ def path_of(flow: Flow, tool: str) -> Path:
 def text_of(flow: Flow, tool: str) -> str:
     """The file's text, which names the recipe by its absolute path."""
     body = _BODIES[tool].format(recipe=json.dumps(str(flow.recipe)))
-    return exported.marked(_HEAD.format(tool=tool), body)
+    return marked(_HEAD.format(tool=tool), body)

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from penstock.exported import as_yaml
 from penstock.orchestrators.kubernetes.gateway import gateway
 from penstock.orchestrators.kubernetes.network import network_policies
 from penstock.orchestrators.kubernetes.observing import collector, prometheus_rule, service_monitor
@@ -165,24 +166,5 @@ def _flat(base: dict[str, list[Manifest]]) -> list[Manifest]:
     return [one for manifests in base.values() for one in manifests]
 
 
-class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as they are, and no anchors."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Two that are equal may become different when somebody edits one."""
-        return True
-
-
-def _string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _string)
-
-
 def _text(manifests: Sequence[Manifest], head: str = _HEAD) -> str:
-    written = yaml.dump_all(
-        manifests, Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True
-    )
-    return head + written
+    return head + as_yaml(*manifests)

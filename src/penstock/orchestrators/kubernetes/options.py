@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from penstock.errors import RecipeError
+from penstock.orchestrate_section import Quantity
 
 # https://kubernetes.io/docs/concepts/overview/working-with-objects/names/: RFC 1123's labels.
 _LABEL = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
@@ -41,7 +42,6 @@ Label = Annotated[str, Field(pattern=_LABEL, max_length=63)]
 SecretName = Annotated[
     str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253, min_length=1)
 ]
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
 Cron = Annotated[str, AfterValidator(_cron)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 

@@ -203,6 +203,11 @@ def require_deployable(project: Project) -> None:
             f"ledger: {recipe.ledger or 'none'}: SQLite is for one host, and pods are many.",
             "Name PostgreSQL by a variable: ledger: ${PENSTOCK_LEDGER}",
         )
+    if not project.makes_mlflow and (recipe.tracking or "").startswith("sqlite"):
+        raise RecipeError(
+            f"tracking: {recipe.tracking}: SQLite is for one host, and pods are many.",
+            "Name an MLflow server, or give --mlflow for one of the bundle's own.",
+        )
     if not recipe.serve.keys:
         raise RecipeError(
             "serve.keys is false, and others than this machine will reach the gateway.",

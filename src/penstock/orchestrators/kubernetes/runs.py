@@ -29,8 +29,9 @@ _ORCHESTRATORS_KEYS = (
     "PENSTOCK_AIRFLOW_USER",
     "PENSTOCK_AIRFLOW_PASSWORD",
 )
-# A wrong recipe, and the verdicts BLOCK and INCONCLUSIVE: trying again changes nothing.
-_FINAL_CODES = [2, 3, 4]
+# A wrong recipe, the verdicts BLOCK and INCONCLUSIVE, data that break the contract: trying again
+# changes nothing.
+_FINAL_CODES = [2, 3, 4, 5]
 # A drained node is nobody's fault.
 _DISRUPTED = {"type": "DisruptionTarget", "status": "True"}
 
