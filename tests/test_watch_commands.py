@@ -6,16 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from typing import get_args
 
 import psutil
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from penstock import registry
 from penstock.cli import app
 from penstock.errors import LedgerError, RecipeError
 from penstock.pipeline import open_pipeline
 from penstock.retrain import Loop
+from penstock.retrain_section import RetrainSection
 
 RECIPE = {
     "name": "support",
@@ -119,14 +122,48 @@ def test_a_recipe_that_says_nothing_of_retraining_is_not_watched(penstock, folde
         penstock("watch", "--once")
 
 
-def test_an_orchestrator_that_is_not_installed_is_said(penstock, folder, monkeypatch):
-    from penstock import retrain_starters
-    from penstock.errors import MissingExtra
+def test_a_veto_of_an_alarm_that_is_not_there_forbids_no_other(penstock):
+    penstock("watch", "start", "--reason", "new labels")
+    for number in (0, 2, 2**70):
+        with pytest.raises(LedgerError, match=f"no alarm {number}"):
+            penstock("watch", "veto", number, "--reason", "no")
+    assert len(json.loads(penstock("alarms", "list", "--json"))) == 1
 
-    monkeypatch.setitem(retrain_starters._TRIGGERS, "dagster", ("penstock.nothing:trigger", "{}"))
-    asked = RECIPE | {"observe": {"retrain": {"through": "dagster"}}}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(asked))
-    with pytest.raises(MissingExtra, match="dagster"):
+
+def through(orchestrator, folder):
+    retrain = {"debounce_s": 0, "through": orchestrator}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"observe": {"retrain": retrain}}))
+
+
+def test_a_recipe_may_name_the_orchestrators_of_the_registry_and_no_others():
+    named = get_args(RetrainSection.model_fields["through"].annotation)
+    assert set(named) == {"here", *registry.BUILTIN["orchestrators"]}
+
+
+@pytest.mark.parametrize("orchestrator", registry.BUILTIN["orchestrators"])
+def test_an_orchestrator_is_asked_by_what_the_registry_has(
+    penstock, folder, monkeypatch, orchestrator
+):
+    (folder / "asked_here.py").write_text(
+        "def trigger(recipe, key, conf):\n"
+        "    assert recipe.is_file() and conf['alarms'] == [1]\n"
+        "    return f'run of {key}'\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "asked_here", raising=False)
+    monkeypatch.setitem(registry.BUILTIN["orchestrators"], orchestrator, "asked_here:trigger")
+    through(orchestrator, folder)
+    penstock("alarms", "raise", "drift", "--key", "1")
+    penstock("watch", "--once")
+    start, told = json.loads(penstock("watch", "log", "--json"))
+    assert told["action"] == "started"
+    assert told["evidence"] == {"key": f"{orchestrator}:run of {start['start_key']}"}
+
+
+def test_an_orchestrator_that_cannot_be_loaded_is_said(penstock, folder, monkeypatch):
+    monkeypatch.setitem(registry.BUILTIN["orchestrators"], "dagster", "not_there:trigger")
+    through("dagster", folder)
+    with pytest.raises(RecipeError, match="no module 'not_there'"):
         penstock("watch", "--once")
 
 

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from penstock import child_process
-from penstock.errors import MissingExtra
+from penstock import child_process, registry
 from penstock.pipeline import Pipeline
 from penstock.retrain import Starter
 
-# Recipe's file, key and conf -> what the orchestrator calls the run. However often it is
-# asked for a key, there is one run.
-Trigger = Callable[[Path, str, Mapping[str, Any]], str]
-# Where each is, and the key under which the tasks of the run that it starts open it.
-_TRIGGERS = {
-    "airflow": ("penstock.orchestrators.airflow_api:trigger", "airflow:{}"),
-    "dagster": ("penstock.orchestrators.dagster_api:trigger", "dagster:{}"),
-    "prefect": ("penstock.orchestrators.prefect_api:trigger", "prefect:{}"),
-}
+if TYPE_CHECKING:
+    from penstock.orchestrators.base import Trigger
 
 
 class Here:
@@ -77,20 +67,21 @@ class Orchestrated:
 
     Args:
         pipeline: Whose.
+        orchestrator: Its name.
         trigger: Starts a run under a key.
-        named: How its tasks name the run to Penstock, with a place for its own name.
     """
 
     is_here = False
 
-    def __init__(self, pipeline: Pipeline, trigger: Trigger, named: str) -> None:
+    def __init__(self, pipeline: Pipeline, orchestrator: str, trigger: Trigger) -> None:
         self._pipeline = pipeline
+        self._orchestrator = orchestrator
         self._trigger = trigger
-        self._named = named
 
     def carry_on(self, key: str, conf: Mapping[str, Any]) -> str | None:
         """Tell the orchestrator; returns what its tasks will call the run."""
-        return self._named.format(self._trigger(self._pipeline.path.resolve(), key, dict(conf)))
+        name = self._trigger(self._pipeline.path.resolve(), key, dict(conf))
+        return f"{self._orchestrator}:{name}"
 
     def close(self) -> None:
         """Leave the run to its orchestrator."""
@@ -100,14 +91,9 @@ def starter(pipeline: Pipeline, through: str) -> Starter:
     """What the recipe's ``observe.retrain.through`` names.
 
     Raises:
-        MissingExtra: What it needs is not installed.
+        PenstockError: It cannot be loaded.
     """
     if through == "here":
         return Here(pipeline)
-    address, named = _TRIGGERS[through]
-    module, _, name = address.partition(":")
-    try:
-        trigger = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
-        raise MissingExtra(through, through) from None
-    return Orchestrated(pipeline, trigger, named)
+    trigger = registry.resolve("orchestrators", through, pipeline.path.parent)
+    return Orchestrated(pipeline, through, trigger)

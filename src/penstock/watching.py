@@ -22,7 +22,7 @@ def watch_of(pipeline: Pipeline, section: RetrainSection) -> tuple[Watch, Loop]:
     """A recipe's watcher, and its loop.
 
     Raises:
-        MissingExtra: The orchestrator's part is not installed.
+        PenstockError: The orchestrator's part cannot be loaded.
     """
     loop = Loop(pipeline.recipe, pipeline.ledger, section.policy())
     limits = Limits(section.lost_after_s, section.max_run_s)
@@ -59,7 +59,8 @@ def _is_over(loop: Loop, section: RetrainSection) -> bool:
     if on is None or section.through != "here":
         return True
     run = loop.run_of(on.key)
-    return run is not None and run.status == "SUCCEEDED"  # its version is on trial
+    # Its version is on trial; what has ended without one is still to be written down.
+    return run is not None and run.status == "SUCCEEDED" and loop.outcome(run) is None
 
 
 @contextmanager

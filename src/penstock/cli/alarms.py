@@ -17,6 +17,9 @@ app = typer.Typer()
 alarms_app = typer.Typer(help="What was seen that may start a run.", no_args_is_help=True)
 app.add_typer(alarms_app, name="alarms")
 
+Number = Annotated[int, typer.Argument(help="Which.")]
+Reason = Annotated[str, typer.Option(help="Why; it is written down.")]
+
 
 @alarms_app.command("list")
 def alarms_list(
@@ -37,7 +40,7 @@ def alarms_list(
     rows = [
         (
             str(one.number),
-            time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(one.received_s)),
+            printing.clock(one.received_s),
             one.alarm.kind,
             one.alarm.severity,
             one.alarm.key,
@@ -50,7 +53,7 @@ def alarms_list(
 
 @alarms_app.command("show")
 def alarms_show(
-    number: Annotated[int, typer.Argument(help="Which.")],
+    number: Number,
     recipe: RecipePath = DEFAULT,
     set_: Set = None,
     json_: Json = False,
@@ -67,10 +70,7 @@ def alarms_show(
         return
     printing.note(f"{record.alarm.kind} {record.alarm.key}: {record.state}")
     printing.note(json.dumps(dict(record.alarm.evidence), indent=2, ensure_ascii=False))
-    rows = [
-        (time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(e.at_s)), e.state, e.reason, e.actor)
-        for e in events
-    ]
+    rows = [(printing.clock(e.at_s), e.state, e.reason, e.actor) for e in events]
     printing.table(("at", "state", "why", "who"), rows)
 
 
@@ -98,34 +98,24 @@ def alarms_raise(
 
 @alarms_app.command("acknowledge")
 def alarms_acknowledge(
-    number: Annotated[int, typer.Argument(help="Which.")],
-    reason: Annotated[str, typer.Option(help="Why; it is written down.")],
+    number: Number,
+    reason: Reason,
     recipe: RecipePath = DEFAULT,
     set_: Set = None,
 ) -> None:
     """Say that somebody has seen it; it may still start a run."""
-    from penstock import printing
-    from penstock.ledger.alarms import AlarmState
-
-    alarms, _ = _opened(recipe, set_)
-    record = alarms.decide(number, AlarmState.ACKNOWLEDGED, reason)
-    printing.note(f"Alarm {record.number}: {record.state}")
+    _decide(recipe, set_, number, "acknowledged", reason)
 
 
 @alarms_app.command("close")
 def alarms_close(
-    number: Annotated[int, typer.Argument(help="Which.")],
-    reason: Annotated[str, typer.Option(help="Why; it is written down.")],
+    number: Number,
+    reason: Reason,
     recipe: RecipePath = DEFAULT,
     set_: Set = None,
 ) -> None:
     """Say that it is over or was none; it starts nothing any more."""
-    from penstock import printing
-    from penstock.ledger.alarms import AlarmState
-
-    alarms, _ = _opened(recipe, set_)
-    record = alarms.decide(number, AlarmState.CLOSED, reason)
-    printing.note(f"Alarm {record.number}: {record.state}")
+    _decide(recipe, set_, number, "closed", reason)
 
 
 def _opened(recipe: Any, set_: list[str] | None) -> tuple[Alarms, str]:
@@ -133,6 +123,15 @@ def _opened(recipe: Any, set_: list[str] | None) -> tuple[Alarms, str]:
 
     pipeline = open_recipe(recipe, set_, quiet=True)
     return Alarms(pipeline.ledger), pipeline.recipe.name
+
+
+def _decide(recipe: Any, set_: list[str] | None, number: int, state: str, reason: str) -> None:
+    from penstock import printing
+    from penstock.ledger.alarms import AlarmState
+
+    alarms, _ = _opened(recipe, set_)
+    record = alarms.decide(number, AlarmState(state), reason)
+    printing.note(f"Alarm {record.number}: {record.state}")
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -71,14 +70,14 @@ def watch_status(recipe: RecipePath = DEFAULT, set_: Set = None, json_: Json = F
         }
         printing.as_json(shown)
         return
-    until = "" if decision.until_s is None else f" until {_time(decision.until_s)}"
+    until = "" if decision.until_s is None else f" until {printing.clock(decision.until_s)}"
     printing.note(f"{decision.move}: {decision.reason}{until}")
     printing.note(
         f"{len(situation.waiting)} open alarms, {failures_in_a_row(situation)} failures in a row, "
         f"{spent_usd(situation, loop.policy):.2f} USD in 30 days"
     )
     rows = [
-        (one.key, _time(one.at_s), one.outcome or "on", _took(one.duration_s))
+        (one.key, printing.clock(one.at_s), one.outcome or "on", _took(one.duration_s))
         for one in situation.starts[-10:]
     ]
     printing.table(("run", "decided", "outcome", "time"), rows)
@@ -97,7 +96,14 @@ def watch_log(recipe: RecipePath = DEFAULT, set_: Set = None, json_: Json = Fals
         return
     words = {True: "same", False: "DIFFERS", None: ""}
     rows = [
-        (str(one.epoch), _time(one.at_s), one.action, one.start_key or "", one.reason, words[same])
+        (
+            str(one.epoch),
+            printing.clock(one.at_s),
+            one.action,
+            one.start_key or "",
+            one.reason,
+            words[same],
+        )
         for one, same in lines
     ]
     printing.table(("", "at", "what", "run", "why", "again"), rows)
@@ -177,7 +183,9 @@ def watch_veto(
     from penstock.ledger.alarms import AlarmState
 
     _, _, loop = _opened(recipe, set_)
-    numbers = [alarm] if alarm else [one.number for one in loop.alarms.open(loop.recipe.name)]
+    numbers = (
+        [one.number for one in loop.alarms.open(loop.recipe.name)] if alarm is None else [alarm]
+    )
     for number in numbers:
         loop.alarms.decide(number, AlarmState.VETOED, _given(reason))
     printing.note(f"Forbidden: {len(numbers)} alarms start nothing")
@@ -205,10 +213,6 @@ def _given(reason: str) -> str:
     if not reason.strip():
         raise RecipeError("--reason is empty.")
     return reason.strip()
-
-
-def _time(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _took(duration_s: float | None) -> str:

@@ -33,6 +33,7 @@ SEVERITIES: tuple[str, ...] = get_args(Severity)  # from the least
 MAX_KEY = 200
 MAX_EVIDENCE_BYTES = 64_000
 
+_MAX_NUMBER = 2**31 - 1  # of an Integer; a database answers a larger one with an error of its own
 # Databases limit how many values one statement may name.
 _AT_ONCE = 500
 
@@ -157,7 +158,7 @@ class Alarms:
         Raises:
             LedgerError: There is no such alarm.
         """
-        found = self._all(sa.select(_TABLE).where(_TABLE.c.number == number))
+        found = self._all(_one(number)) if number <= _MAX_NUMBER else []
         if not found:
             raise LedgerError(f"There is no alarm {number}.", "List them: penstock alarms list")
         return found[0]

@@ -21,6 +21,7 @@ from penstock.ledger import schema
 from penstock.ledger.alarms import AlarmState, settle
 from penstock.ledger.database import clock
 from penstock.ledger.processes import actor
+from penstock.ledger.run_keys import named_run
 
 if TYPE_CHECKING:
     from penstock.ledger.ledger import Ledger
@@ -119,10 +120,7 @@ class RetrainLog:
 
     def run_id(self, key: str) -> str | None:
         """The run that has this name, if one was opened."""
-        keys = schema.run_keys.c
-        query = sa.select(keys.run_id).where(keys.recipe == self._recipe, keys.key == key)
-        with self._database.read() as connection:
-            return connection.scalar(query)
+        return named_run(self._database, self._recipe, key)
 
     def append(self, entry: Entry, after: int) -> bool:
         """Write the line after the one with this number, if nobody has written it.

@@ -310,7 +310,8 @@ class Trigger(Protocol):
                 ``settable``; and whatever the reason was, for people to read.
 
         Returns:
-            What the orchestrator calls the run.
+            What the orchestrator calls the run. Its tasks open Penstock's run under the key
+            ``NAME:`` and this, with the orchestrator's name in the registry.
 
         Raises:
             PenstockError: It cannot be reached (transient), or refuses.
