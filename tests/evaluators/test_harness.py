@@ -3,6 +3,7 @@
 import pytest
 
 import evaluation_tasks
+from penstock.evaluators import harness
 from penstock.evaluators.harness import Unusable, task_manager
 
 pytestmark = pytest.mark.slow  # imports lm-eval
@@ -55,3 +56,51 @@ def test_a_task_file_that_cannot_be_read_is_named(folder, content, why):
     with pytest.raises(Unusable, match=r"'mine' is not a task, and .*mine\.yaml cannot") as refused:
         task_manager(["mine"], [str(folder)])
     assert why in refused.value.message
+
+
+@pytest.fixture
+def small_home(tmp_path, monkeypatch):
+    """A home without anything kept, and an lm-eval with few tasks of its own."""
+    from lm_eval.tasks import manager
+
+    home, own = tmp_path / "home", evaluation_tasks.write(tmp_path / "own")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(manager, "__file__", str(own / "manager.py"))
+    plain = manager.TaskIndex.build
+    built = []
+
+    def build(paths, **options):
+        built.append(paths)
+        return plain([own], **options)
+
+    monkeypatch.setattr(manager.TaskIndex, "build", staticmethod(build))
+    harness._defaults.cache_clear()
+    yield own, built
+    harness._defaults.cache_clear()
+
+
+def indexed():
+    """What another process would find."""
+    harness._defaults.cache_clear()
+    return {name: (one.kind, one.yaml_path) for name, one in harness._defaults().items()}
+
+
+def test_lm_evals_index_is_built_once_and_again_when_a_file_of_it_changed(small_home):
+    own, built = small_home
+    first = indexed()
+    assert first.keys() >= {"which", "given", "free"}
+    assert indexed() == first
+    assert len(built) == 1
+    define(own, "new")
+    assert indexed().keys() - first.keys() == {"new"}
+    assert len(built) == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b'{"which": 3}', b'{"which": ["NO", "x", []]}'])
+def test_an_index_that_was_damaged_is_built_again(small_home, tmp_path, damage):
+    first = indexed()
+    (kept,) = (tmp_path / "home").rglob("*.json")
+    kept.write_bytes(damage)
+    assert indexed() == first
+    assert indexed() == first
+    assert len(small_home[1]) == 2

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import functools
+import hashlib
 import importlib
 import importlib.metadata
 import json
@@ -23,7 +24,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -146,10 +147,54 @@ def task_manager(tasks: Sequence[str | Mapping[str, Any]], folders: Sequence[str
 
 @functools.cache
 def _defaults() -> Mapping[str, Any]:
-    """lm-eval's index of its own tasks; it takes ten to twenty seconds to read them."""
+    """lm-eval's index of its own tasks.
+
+    It takes fifteen seconds to read their 14,000 files, so what it finds is kept for the next
+    process, under a name that these files give.
+    """
     from lm_eval.tasks import TaskManager
 
-    return dict(TaskManager().task_index)
+    kept = _kept_index(Path(sys.modules[TaskManager.__module__].__file__ or "").parent)
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged
+        return _read_index(kept)
+    index = dict(TaskManager().task_index)
+    with suppress(OSError):  # no room, or no home: the next one reads them again
+        _keep_index(index, kept)
+    return index
+
+
+def _kept_index(folder: Path) -> Path:
+    """Where the index of these very task files is kept."""
+    files = hashlib.sha256()
+    for path in sorted(folder.rglob("*.yaml")):
+        files.update(f"{path} {path.stat().st_mtime_ns}".encode())
+    place = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    cache = Path.home() / ".cache" / "penstock" / "lm-eval-tasks"
+    return cache / f"{place}-{files.hexdigest()[:16]}.json"
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    from lm_eval.tasks._index import Entry, Kind
+
+    # A task's settings are not kept: lm-eval reads its file again when it loads it.
+    return {
+        name: Entry(name, Kind[kind], Path(file) if file else None, tags=set(tags))
+        for name, (kind, file, tags) in json.loads(path.read_text(encoding="utf-8")).items()
+    }
+
+
+def _keep_index(index: Mapping[str, Any], path: Path) -> None:
+    plain = {
+        name: (one.kind.name, str(one.yaml_path) if one.yaml_path else None, sorted(one.tags))
+        for name, one in index.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.write_text(json.dumps(plain), encoding="utf-8")
+    os.replace(part, path)
+    for older in path.parent.glob(f"{path.name.partition('-')[0]}-*.json"):
+        if older != path:
+            older.unlink(missing_ok=True)
 
 
 @contextmanager
