@@ -21,7 +21,9 @@ def key_of(ledger):
     """``key_of(budget_tokens=100)``: a key with these limits, which never begins anew."""
 
     def make(**limits):
-        return ApiKeys(ledger.database).create(ApiKey("", "bot", period="total", **limits))[0]
+        return ApiKeys(ledger.database).create(ApiKey("", "bot", **{"period": "total", **limits}))[
+            0
+        ]
 
     return make
 
@@ -132,6 +134,15 @@ def test_a_key_that_has_ended_draws_nothing(accounts, key_of, ledger, how):
         ApiKeys(ledger.database).revoke(key.id)
     assert draw(accounts, key, 10).ended == how
     assert accounts.balance(key) == Balance()
+
+
+def test_each_of_many_keys_has_the_balance_of_its_own_period(accounts, key_of):
+    keys = [key_of(budget_tokens=100, period=period) for period in ("day", "month", "total") * 2]
+    for key, tokens in zip(keys, (10, 20, 30, 40, 50, 60), strict=True):
+        draw(accounts, key, tokens)
+    found = accounts.balances(keys)
+    assert [found[key.id].tokens_held for key in keys] == [10, 20, 30, 40, 50, 60]
+    assert accounts.balances([]) == {}
 
 
 def test_an_unknown_key_draws_nothing(accounts):

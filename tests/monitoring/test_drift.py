@@ -3,6 +3,8 @@
 from datetime import timedelta
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -16,6 +18,7 @@ from penstock.monitoring.logged_texts import Window, choose, closed_windows
 from penstock.monitoring.text_samples import KeptSamples
 from penstock.project import open_project
 from penstock.recipe import canonical
+from penstock.stages.base import Silent
 
 EVEN = {"money": 1, "access": 1}
 NEWS = {"money": 1, "access": 1, "travel": 6}
@@ -254,6 +257,31 @@ def test_a_model_trained_on_other_columns_is_an_error_that_names_the_column(tmp_
     with pytest.raises(LedgerError, match="have no column 'instruction'"):
         world.check()
     world.close()
+
+
+def test_a_model_trained_on_rows_without_such_texts_is_an_error_that_names_the_column(world):
+    path = world.path.parent / "store" / "artifacts" / "prepare-1" / "examples.parquet"
+    rows = pq.read_table(path)
+    at, none = rows.column_names.index("instruction"), pa.array([" "] * len(rows))
+    pq.write_table(rows.set_column(at, "instruction", none), path)
+    world.talk(1, EVEN)
+    with pytest.raises(LedgerError, match="has a text in 'instruction'"):
+        world.check()
+
+
+def test_one_that_waits_for_another_says_so(world):
+    world.talk(1, EVEN)
+    watch, said = world.watch(), []
+    first = world.ledger.try_claim(f"drift/{watch.stream[:40]}")
+
+    class Heard(Silent):
+        def say(self, text):
+            said.append(text)
+            first.__exit__(None, None, None)
+
+    with first:
+        watch.check(progress=Heard())
+    assert said == ["Another process looks at these windows; waiting until it has."]
 
 
 def test_training_rows_that_are_gone_are_an_error_that_says_what_to_do(world):

@@ -10,6 +10,7 @@ from penstock.ledger.accounts import Accounts, Batch, Usage, Wish, new_holder
 from penstock.ledger.alarms import Alarm, Alarms, AlarmState
 from penstock.ledger.amounts import Amounts
 from penstock.ledger.api_keys import ApiKey, ApiKeys
+from penstock.ledger.drift_records import DriftRecord, DriftRecords
 from penstock.ledger.rollout_records import State
 from penstock.monitoring import project_metrics
 from penstock.monitoring.project_metrics import ProjectMetrics
@@ -62,6 +63,22 @@ def test_budgets_show_what_is_spent_of_them_by_key(ledger, shown):
     assert shown("penstock_spent_usd_total", model="penny", tenant="acme") == 2
     keys.revoke(key.id)
     assert shown("penstock_budget_spent_ratio", tenant="acme", key=key.id) is None
+
+
+def test_drift_was_looked_for_until_the_last_window_or_since_the_promotion(ledger, shown):
+    name = "penstock_drift_looked_until_timestamp_seconds"
+    assert shown(name) is None
+    for number in (1, 2):
+        ledger.add_model(ModelVersion("penny", number, "f", f"{number}", "p", "run", "data"))
+        ledger.move_pointer(
+            "penny", "production", number, ledger.pointer("penny"), "promote", "test"
+        )
+        assert shown(name) == ledger.history("penny")[-1].at_s
+    end_ms = int(ledger.history("penny")[-1].at_s * 1000) + 60_000
+    for recipe, later_ms in (("demo", 0), ("demo", -9_000), ("other", 9_000)):
+        windows = DriftRecords(ledger.database)
+        windows.add(DriftRecord(recipe, "s", end_ms + later_ms - 1, end_ms + later_ms, 2, {}))
+    assert shown(name) == end_ms / 1000
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool")

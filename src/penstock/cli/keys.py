@@ -95,8 +95,9 @@ def keys_list(
     from penstock.ledger.api_keys import ApiKeys
 
     database = Where(context, recipe, set_, ledger, store, None).open_ledger().database
-    accounts = Accounts(database)
-    found = [(key, accounts.balance(key)) for key in ApiKeys(database).list()]
+    keys = ApiKeys(database).list()
+    balances = Accounts(database).balances(keys)
+    found = [(key, balances[key.id]) for key in keys]
     if json_:
         printing.as_json([_fields(key, balance) for key, balance in found])
         return

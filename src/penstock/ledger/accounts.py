@@ -29,6 +29,8 @@ from penstock.ledger.processes import is_dead, process_of, this_process
 # Who draws ahead takes at most this part of what is left, so that near the end of a
 # budget everybody draws exactly what is needed.
 _AHEAD = 16
+# SQLite takes only so many values in one question.
+_KEYS_AT_ONCE = 500
 # Of another host, who has not come by for this long is not expected to give anything back.
 _ALIVE_S = 15.0
 _MINUTE_S = 60.0
@@ -169,20 +171,24 @@ class Accounts:
 
     def balance(self, key: ApiKey) -> Balance:
         """What a key has spent in the period that is now."""
-        table = schema.accounts
+        return self.balances([key])[key.id]
+
+    def balances(self, keys: Sequence[ApiKey]) -> dict[str, Balance]:
+        """What keys have spent in the period that is now for each, by id."""
+        table, found = schema.accounts, {key.id: Balance() for key in keys}
         with self._database.read() as connection:
-            start_s = span(key.period, clock(connection)).start_s
-            row = connection.execute(
-                sa.select(table).where(table.c.key_id == key.id, table.c.start_s == start_s)
-            ).first()
-        if row is None:
-            return Balance()
-        return Balance(
-            tokens_spent=row.tokens_spent,
-            tokens_held=row.tokens_taken - row.tokens_spent,
-            nanousd_spent=row.nanousd_spent,
-            nanousd_held=row.nanousd_taken - row.nanousd_spent,
-        )
+            now_s = clock(connection)
+            starts_s = {key.id: span(key.period, now_s).start_s for key in keys}
+            for first in range(0, len(keys), _KEYS_AT_ONCE):
+                some = keys[first : first + _KEYS_AT_ONCE]
+                ids, periods = [key.id for key in some], {starts_s[key.id] for key in some}
+                query = sa.select(table).where(
+                    table.c.key_id.in_(ids), table.c.start_s.in_(periods)
+                )
+                for row in connection.execute(query):
+                    if row.start_s == starts_s[row.key_id]:
+                        found[row.key_id] = _balance(row)
+        return found
 
     def usage(self, by: Literal["day", "key_id", "model"], since: str = "") -> dict[str, Usage]:
         """What was used, summed over all but one column.
@@ -197,6 +203,15 @@ class Accounts:
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(table.c[by])).all()
         return {row[0]: Usage(*row[1:]) for row in rows}
+
+
+def _balance(row: Any) -> Balance:
+    return Balance(
+        tokens_spent=row.tokens_spent,
+        tokens_held=row.tokens_taken - row.tokens_spent,
+        nanousd_spent=row.nanousd_spent,
+        nanousd_held=row.nanousd_taken - row.nanousd_spent,
+    )
 
 
 class _Visit:

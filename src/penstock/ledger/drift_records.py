@@ -61,6 +61,14 @@ class DriftRecords:
                 return False
         return True
 
+    def looked_until_ms(self, recipe: str) -> int | None:
+        """When the newest window ended that was looked at, Unix milliseconds."""
+        table = schema.drift_windows
+        query = sa.select(sa.func.max(table.c.end_ms)).where(table.c.recipe == recipe)
+        with self._database.read() as connection:
+            until_ms: int | None = connection.scalar(query)
+        return until_ms
+
     def of(self, recipe: str, stream: str, upto: int | None = None) -> list[DriftRecord]:
         """Results of a stream, oldest first; all, or the first so many."""
         table = schema.drift_windows

@@ -170,12 +170,12 @@ def _alarms(recipe: Recipe) -> Iterator[Rule]:
     if drift is not None:
         yield alert(
             "DriftNotLookedAt",
-            f"time() - max by (recipe) (penstock_drift_last_check_timestamp_seconds{{{only}}})"
-            f" > {2 * drift.window_s:g}",
+            "time() - max by (recipe) "
+            f"(penstock_drift_looked_until_timestamp_seconds{{{only}}}) > {3 * drift.window_s:g}",
             "ticket",
             "Nobody has looked for drift in {{ $labels.recipe }} for "
             "{{ $value | humanizeDuration }}",
-            "The check runs and fails: its log says why. Is the store there, and the ledger?",
+            "Does penstock drift --every-s run? Where it fails, its log says why.",
         )
 
 

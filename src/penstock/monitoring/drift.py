@@ -177,7 +177,7 @@ class DriftWatch:
             EvaluationError: The embedding model gives what is not a number.
         """
         now_ms = int(1000 * (time.time() if now_s is None else now_s))
-        with self._claimed():
+        with self._claimed(progress):
             self._look(now_ms, progress)
             self._expire(now_ms)
         status = self.status()
@@ -382,10 +382,12 @@ class DriftWatch:
             self._kept.expire(day_of(now_ms) - timedelta(days=log.retention_days))
 
     @contextmanager
-    def _claimed(self) -> Iterator[None]:
+    def _claimed(self, progress: Progress) -> Iterator[None]:
         """One looks at a time: others would embed the same texts beside."""
         key = f"drift/{self.stream[:40]}"
         claim = self.ledger.try_claim(key)
+        if claim is None:
+            progress.say("Another process looks at these windows; waiting until it has.")
         while claim is None:
             time.sleep(_CLAIM_PAUSE_S)
             claim = self.ledger.try_claim(key)

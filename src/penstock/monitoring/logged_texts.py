@@ -137,7 +137,13 @@ def training_texts(
                 f"The rows that {label} was trained on have no column {column!r}.",
                 f"Set observe.drift.against to [{elsewhere}] until a version is trained anew.",
             )
-        return dict(heapq.nsmallest(at_most, _training_rows(file, column)))
+        found = dict(heapq.nsmallest(at_most, _training_rows(file, column)))
+    if not found:
+        raise LedgerError(
+            f"None of the rows that {label} was trained on has a text in {column!r}.",
+            f"Set observe.drift.against to [{elsewhere}].",
+        )
+    return found
 
 
 def _prepared(ledger: Ledger, model: ModelVersion) -> Artifact | None:

@@ -19,6 +19,7 @@ from penstock.ledger import Ledger, schema
 from penstock.ledger.accounts import Accounts
 from penstock.ledger.alarms import KINDS, OPEN
 from penstock.ledger.api_keys import ApiKeys
+from penstock.ledger.drift_records import DriftRecords
 from penstock.ledger.rollout_records import State
 
 logger = logging.getLogger(__name__)
@@ -47,11 +48,12 @@ class ProjectMetrics:
         model: The registered model that it trains.
         ledger: Asked at most every 15 s; while it does not answer there is nothing to show
             but that.
+        alias: Of the version that serves.
     """
 
-    def __init__(self, recipe: str, model: str, ledger: Ledger) -> None:
+    def __init__(self, recipe: str, model: str, ledger: Ledger, alias: str = "production") -> None:
         self._recipe = recipe
-        self._model = model
+        self._model, self._alias = model, alias
         self._ledger = ledger
         self._lock = threading.Lock()
         self._kept: list[Metric] = []
@@ -73,7 +75,7 @@ class ProjectMetrics:
         up = GaugeMetricFamily("penstock_ledger_up", "1 while the ledger can be read.")
         try:
             found = [*self._training(), *self._rollouts(), *self._budgets(), *self._costs()]
-            found += self._alarms()
+            found += [*self._alarms(), *self._drift()]
         except PenstockError as error:
             logger.warning("The ledger shows nothing to Prometheus: %s", error)
             found = []
@@ -120,11 +122,17 @@ class ProjectMetrics:
             "Share of a key's budget of this period that is spent.",
             labels=["tenant", "key"],
         )
-        accounts = Accounts(self._ledger.database)
-        keys = [one for one in ApiKeys(self._ledger.database).list() if one.has_budget]
         now_s = time.time()
-        for key in [one for one in keys if one.ended(now_s) is None][:_MAX_KEYS]:
-            balance = accounts.balance(key)
+        keys = [
+            one
+            for one in ApiKeys(self._ledger.database).list()
+            if one.has_budget and one.ended(now_s) is None
+        ]
+        if len(keys) > _MAX_KEYS:
+            logger.warning("Prometheus is shown %d of %d budgets.", _MAX_KEYS, len(keys))
+        balances = Accounts(self._ledger.database).balances(keys[:_MAX_KEYS])
+        for key in keys[:_MAX_KEYS]:
+            balance = balances[key.id]
             spent = [
                 used / limit
                 for used, limit in (
@@ -157,6 +165,19 @@ class ProjectMetrics:
             raised.add_metric([kind], all_of_it)
             still.add_metric([kind], open_of_it)
         yield from (raised, still)
+
+    def _drift(self) -> Iterator[Metric]:
+        """From the ledger and not from who looks: one that never ran says nothing."""
+        gauge = GaugeMetricFamily(
+            "penstock_drift_looked_until_timestamp_seconds",
+            "Until when traffic was looked at for drift; before the first look, since when it is "
+            "there.",
+        )
+        moves = self._ledger.history(self._model, self._alias)
+        if moves:
+            until_ms = DriftRecords(self._ledger.database).looked_until_ms(self._recipe) or 0
+            gauge.add_metric([], max(until_ms / 1000, moves[-1].at_s))
+        yield gauge
 
     def _costs(self) -> Iterator[Metric]:
         counter = CounterMetricFamily(

@@ -182,8 +182,8 @@ def _others(recipe: Recipe) -> Iterator[_Other]:
     raised = f'penstock_alarms_raised_total{{{only}, kind="drift"}}'
     yield _Other("AlarmRaised", raised, "0x20 1x100", "1x120", "15m")
     if recipe.observe.drift is not None:
-        looked = f"penstock_drift_last_check_timestamp_seconds{{{only}}}"
-        late_s = f"{2 * recipe.observe.drift.window_s:g}"
+        looked = f"penstock_drift_looked_until_timestamp_seconds{{{only}}}"
+        late_s = f"{3 * recipe.observe.drift.window_s:g}"
         yield _Other("DriftNotLookedAt", looked, f"-{late_s}x20", "0x20", "5m")
     failures = f"penstock_pointer_poll_failures_total{{{only}}}"
     yield _Other("LedgerUnreadable", failures, "0+1x100", "0x10 1x100", "20m")

@@ -93,7 +93,9 @@ def served(recipe: Recipe, store: Store, ledger: Ledger) -> tuple[Serve, Surroun
     require_keys(serve.host, serve.keys)
     traffic, log = Traffic.of(store), serve.log
     metrics = ServingMetrics()
-    metrics.registry.register(ProjectMetrics(recipe.name, recipe.model_name, ledger))
+    metrics.registry.register(
+        ProjectMetrics(recipe.name, recipe.model_name, ledger, recipe.deploy.alias)
+    )
     return serve, Surroundings(
         LedgerPointers(recipe, serve, store, ledger),
         conversions(store),
