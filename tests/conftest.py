@@ -16,7 +16,11 @@ _ALL_SLOW = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow\b", re.MULTILI
 # What takes longest begins first, so that no worker is left with it at the end.
 _FIRST = (
     "end_to_end/test_demo.py",
+    "orchestrators/test_airflow_loop.py",
+    "orchestrators/test_dagster.py",
     "registry/test_github_workflow.py",
+    "end_to_end/test_closed_loop.py",
+    "orchestrators/test_prefect.py",
     "conformance/test_launchers.py",
     "engines/test_spark_and_ray.py",
     "test_pipeline.py",
