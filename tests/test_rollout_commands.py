@@ -70,6 +70,22 @@ def test_a_trial_is_started_shown_decided_and_computed_again(penstock, world):
     assert "rollback" in penstock("history", begun.id)
 
 
+def test_a_page_tells_of_a_trial_that_is_on_and_of_one_that_has_ended(penstock, world, tmp_path):
+    penstock("start", 2, "--steps", "20,100", "--min-requests", 5, "--reason", "<b>new</b>")
+    world.feed(world.rollouts.open(MODEL, "production"), count=300, failing=0.5)
+    penstock("status", "--report", "rollout.html")
+    page = (tmp_path / "rollout.html").read_text()
+    assert "step 1 of 1, 20.0% of the requests" in page
+    assert "&lt;b&gt;new&lt;/b&gt;" in page
+    assert "taken back (20)" in page
+    ended = decided(world)
+    penstock("status", ended.id, "--report", "rollout.html")
+    page = (tmp_path / "rollout.html").read_text()
+    assert '<body class="BLOCK">' in page
+    assert "ROLLED BACK" in page
+    assert "worse in errors" in page
+
+
 def test_a_replay_that_differs_ends_with_1(penstock, world):
     penstock("start", 2, "--steps", "20,100", "--min-requests", 5)
     begun = world.rollouts.open(MODEL, "production")

@@ -115,6 +115,19 @@ class Store:
         """Whether the files are still there, by manifest digest and file sizes."""
         return is_complete(self.root / artifact.path, artifact.digest)
 
+    def write_page(self, name: str, text: str) -> str:
+        """Write a page about runs of this store, in place of an earlier one.
+
+        Returns:
+            Where others find it.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        with store_errors(self.root), (self._shared / "pages").written(name) as path:
+            path.write_text(text, encoding="utf-8")
+        return self.url(f"pages/{name}")
+
     def stage_folder(self, stage: str, print_: str) -> Path:
         """An empty folder to make a result in; what an earlier attempt left is gone.
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 import airflow_server
+import watched
 from cluster_servers import Databricks, Kubernetes
 from mail_server import MailServer
 from penstock.exported import write_file
@@ -187,11 +188,11 @@ def world(tmp_path_factory):
             made.hook.server.shutdown()
 
 
-def test_the_loop_runs_once_though_it_is_asked_for_twice_doubled_and_killed(world):
+def test_an_alarm_is_one_loop_though_it_is_asked_for_again_doubled_and_killed(world):
     (world.penstock.parent / "kill-evaluate").touch()
-    conf = {"set": {"ingest.min_new_examples": 25}, "reason": "a test"}
+    key = watched.start_for_an_alarm(world.loop, "airflow")
     with ThreadPoolExecutor(4) as pool:
-        ids = set(pool.map(lambda _: insist(world.loop, "drift-7", conf), range(4)))
+        ids = set(pool.map(lambda _: insist(world.loop, key, {}), range(4)))
     assert len(ids) == len(world.airflow.runs("loop")) == 1
     run_id = ids.pop()
     state, tasks = world.airflow.ended("loop", run_id)
@@ -201,7 +202,8 @@ def test_the_loop_runs_once_though_it_is_asked_for_twice_doubled_and_killed(worl
 
     pipeline = open_pipeline(world.loop)
     (run,) = pipeline.ledger.runs()
-    assert [run.status, dict(run.overrides)] == ["SUCCEEDED", {"ingest.min_new_examples": 25}]
+    assert run.status == "SUCCEEDED"
+    assert watched.outcome_of_the_run(world.loop, "airflow") == "PROMOTED"
     stages = {one.stage: one.outcome for one in pipeline.ledger.stages(run.id)}
     assert stages.pop("baseline") == "skipped"
     assert set(stages.values()) <= {"ran", "hit"}
@@ -212,7 +214,8 @@ def test_the_loop_runs_once_though_it_is_asked_for_twice_doubled_and_killed(worl
 def test_databricks_and_kubernetes_got_what_the_recipe_says(world):
     runs = [body for _, path, body, _ in world.databricks.asked if path.endswith("/run-now")]
     assert [one["job_id"] for one in runs] == ["7", "7"]
-    key = "airflow:penstock__drift-7"
+    (start,) = watched.starts(world.loop)
+    key = f"airflow:penstock__{start.key}"
     assert runs[0]["python_params"] == [
         *("step", "validate", "--task", "--key", key, "--recipe", str(world.loop))
     ]
@@ -223,7 +226,7 @@ def test_databricks_and_kubernetes_got_what_the_recipe_says(world):
     assert container["args"][:2] == ["step", "train"]
     assert container["resources"]["limits"] == {"memory": "4Gi", "nvidia.com/gpu": "1"}
     assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]
-    log = world.airflow.log("loop", "penstock__drift-7", "train")
+    log = world.airflow.log("loop", f"penstock__{start.key}", "train")
     assert '\\"stage\\": \\"train\\"' in log  # get_logs: what the pod said
 
 
@@ -242,11 +245,12 @@ def test_an_event_starts_a_run_which_is_cut_short_when_nothing_is_new(world):
 
 
 def test_bad_data_cut_a_run_short_and_people_are_told(world):
-    run_id = insist(world.bad_data, "k", {})
+    run_id = insist(world.bad_data, "k", {"set": {"ingest.min_new_examples": 25}})
     state, tasks = world.airflow.ended("bad-data", run_id)
     assert [state, tasks["validate"], tasks["due"][0]] == ["success", ("success", 1), "success"]
     assert {tasks[name][0] for name in NAMES[2:]} == {"skipped"}
-    assert open_pipeline(world.bad_data).ledger.runs()[0].status == "FAILED"
+    (run,) = open_pipeline(world.bad_data).ledger.runs()
+    assert [run.status, dict(run.overrides)] == ["FAILED", {"ingest.min_new_examples": 25}]
     (to, mail), (told,) = world.mail.mails.pop(), [world.hook.told.pop()]
     assert [to, mail["subject"]] == [
         ("team@example.com",),

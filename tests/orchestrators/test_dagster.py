@@ -13,6 +13,7 @@ import httpx
 import pytest
 import yaml
 
+import watched
 from penstock.child_process import free_port
 from penstock.errors import PenstockError
 from penstock.exported import write_file
@@ -239,6 +240,12 @@ def test_a_run_is_asked_for_by_its_key_and_is_one_run_however_often(world, turne
     newest = ledger.runs()[0]
     assert newest.status == "SKIPPED"
     assert "1,000 needed" in newest.message
+
+
+def test_a_watcher_has_dagster_run_what_an_alarm_asks_for(world, turned, webserver):
+    key = watched.start_for_an_alarm(world.recipe, "dagster")
+    assert watched.outcome_of_the_run(world.recipe, "dagster") == "SKIPPED"
+    assert [one["status"] for one in runs_of(webserver, key)] == ["SUCCESS"]
 
 
 def test_an_edited_file_goes_on_working_and_is_not_overwritten(world, turned):

@@ -11,6 +11,7 @@ import httpx
 import pytest
 import yaml
 
+import watched
 from penstock.child_process import free_port
 from penstock.exported import write_file
 from penstock.orchestrators import short_files
@@ -144,6 +145,11 @@ def test_a_run_is_asked_for_by_its_key_and_is_one_run_however_often(world, turne
         asked = list(pool.map(lambda _: trigger(world.recipe, "first", {}), range(3)))
     assert set(asked) == {turned["id"]}
     assert turned["parameters"] == {"set": {}, "reason": "a test"}
+
+
+def test_a_watcher_has_prefect_run_what_an_alarm_asks_for(world, turned):
+    watched.start_for_an_alarm(world.recipe, "prefect")
+    assert watched.outcome_of_the_run(world.recipe, "prefect") == "SKIPPED"
 
 
 def test_too_few_new_examples_complete_a_run_as_skipped(world, turned):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
@@ -89,6 +90,9 @@ def test_data_that_break_the_contract_are_no_reason_to_try_again(capfd, recipe):
     told = step(capfd, recipe, "validate")
     assert [told["goes_on"], told["status"], told["outcome"]] == [False, "FAILED", "failed"]
     assert "rows fail" in told["reason"]
+    page = Path(unquote(urlsplit(told["links"]["run"]).path)).read_text()
+    assert "rows fail" in page
+    assert f"Run {told['run_id']}" in page
     asked = due(capfd, recipe)
     assert [asked["goes_on"], asked["reason"]] == [False, told["reason"]]
     assert runs(recipe)[0].status == "FAILED"

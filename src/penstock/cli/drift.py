@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.cli.options import DEFAULT, Json, RecipePath, Set
+from penstock.cli.options import DEFAULT, Json, Page, RecipePath, Set, write_page
 
 if TYPE_CHECKING:
     from penstock.monitoring.drift import DriftWatch, Status
@@ -21,9 +21,7 @@ app = typer.Typer()
 
 @app.command("drift")
 def drift(
-    report: Annotated[
-        Path | None, typer.Option(help="Write an HTML page with plots and examples here.")
-    ] = None,
+    report: Page = None,
     window: Annotated[
         str | None,
         typer.Option(
@@ -80,14 +78,12 @@ def _print(status: Status, json_: bool) -> None:
 
 
 def _write(path: Path, watch: DriftWatch, status: Status, window: str | None) -> None:
-    from penstock.artifacts import store_errors
     from penstock.monitoring.drift_page import to_html
     from penstock.monitoring.drift_report import chosen_window, topics_of
 
     one = chosen_window(status, window)
     topics = [] if one is None else topics_of(watch, one)
-    with store_errors(path):
-        path.write_text(to_html(status, one, topics), encoding="utf-8")
+    write_page(path, to_html(status, one, topics))
 
 
 def _follow(project: Project, every_s: float, metrics_port: int | None) -> None:

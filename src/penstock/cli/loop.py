@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.child_process import die_with_parent
-from penstock.cli.options import DEFAULT, Json, RecipePath, Set, open_recipe
+from penstock.cli.options import DEFAULT, Json, Page, RecipePath, Set, open_recipe, write_page
 from penstock.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -158,10 +158,15 @@ def show(
     recipe: RecipePath = DEFAULT,
     set_: Set = None,
     json_: Json = False,
+    page: Page = None,
 ) -> None:
     """Show what each stage of a run came to."""
     from penstock import printing
 
     pipeline = open_recipe(recipe, set_, quiet=True)
     report = pipeline.report(run_id)
+    if page is not None:
+        from penstock.run_page import page_of
+
+        write_page(page, page_of(pipeline, report.run_id))
     printing.as_json(report) if json_ else printing.report_table(report)

@@ -23,6 +23,7 @@ RecipePath = Annotated[
     Path, typer.Option("--recipe", "-r", help="The recipe.", envvar="PENSTOCK_RECIPE")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Page = Annotated[Path | None, typer.Option("--report", help="Write an HTML page with plots here.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a value, as in train.max_steps=10. Repeatable."),
@@ -53,6 +54,16 @@ StageName = Annotated[
 ]
 DEFAULT = Path("recipe.yaml")
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,99}")
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write what `--report` asks for.
+
+    Raises:
+        StoreError: It cannot be written there.
+    """
+    with store_errors(path):
+        path.write_text(page, encoding="utf-8")
 
 
 def open_recipe(recipe: Path, set_: list[str] | None, quiet: bool) -> Pipeline:

@@ -11,6 +11,7 @@ from penstock.cli.options import (
     Json,
     LedgerUrl,
     ModelName,
+    Page,
     RecipePath,
     Set,
     StageName,
@@ -18,6 +19,7 @@ from penstock.cli.options import (
     Tracking,
     Where,
     open_recipe,
+    write_page,
 )
 from penstock.errors import LedgerError, RecipeError
 
@@ -104,6 +106,7 @@ def rollout_status(
     store: StoreFolder = None,
     tracking: Tracking = None,
     json_: Json = False,
+    page: Page = None,
 ) -> None:
     """Show the rollout that is on, or the last one: counts, differences, evidence."""
     from penstock import printing
@@ -111,6 +114,10 @@ def rollout_status(
 
     at = Where(context, recipe, set_, ledger, store, tracking).production(model_name, stage)
     now = status(_rollouts(at), _named(at, rollout))
+    if page is not None:
+        from penstock.rollout_page import to_html
+
+        write_page(page, to_html(now))
     if json_:
         printing.as_json(now)
         return

@@ -70,15 +70,19 @@ def to_html(decision: Decision, title: str = "Gate") -> str:
         decision: What to show. All its text is escaped.
         title: The page's title.
     """
-    sections = [
-        _header(decision),
+    sections = [_header(decision), *parts(decision)]
+    return document(f"{title}: {decision.verdict}", decision.verdict, sections)
+
+
+def parts(decision: Decision) -> list[str]:
+    """All that a page shows of a decision below its headline, as HTML."""
+    return [
         *_forests(decision),
         _disagreement(decision),
         _floors(decision),
         _numbers(decision),
         _provenance(decision),
     ]
-    return document(f"{title}: {decision.verdict}", decision.verdict, sections)
 
 
 def document(title: str, kind: str, sections: Sequence[str]) -> str:

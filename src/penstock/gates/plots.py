@@ -1,4 +1,4 @@
-"""The page's plots as inline SVG: differences with their limits, disagreement, floors.
+"""Plots of the pages as inline SVG: differences with limits, disagreement, floors, bars, evidence.
 
 Colours are CSS classes of the page, so that they follow light and dark.
 """
@@ -18,6 +18,7 @@ WIDTH = 880
 LABEL_END, PLOT_START, PLOT_END, TEXT_START = 232, 248, 668, 680
 ROW = 32
 AXIS = 24
+_TRAIL = 220
 LABEL_CHARACTERS = 28
 
 _TONES = {
@@ -204,6 +205,97 @@ def _floor_row(check: FloorCheck, top: float) -> str:
             ),
         ]
     )
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One row of a bar chart.
+
+    Attributes:
+        name: At its left.
+        parts: Length and CSS class of each piece, from left to right.
+        said: At its right.
+    """
+
+    name: str
+    parts: Sequence[tuple[float, str]]
+    said: str
+
+
+def bars(rows: Sequence[Bar], title: str) -> str:
+    """Bars on one scale, the longest as wide as the plot.
+
+    Args:
+        rows: At least one.
+        title: For those who do not see it.
+    """
+    longest = max(sum(length for length, _ in row.parts) for row in rows) or 1.0
+    parts = []
+    for place, row in enumerate(rows):
+        y, x = place * ROW + ROW / 2, float(PLOT_START)
+        parts.append(_label(row.name, y))
+        for length, kind in row.parts:
+            width = length / longest * (PLOT_END - PLOT_START)
+            parts.append(bar(x, y - 8, width, kind))
+            x += width
+        parts.append(text(TEXT_START, y + 4, row.said, "value"))
+    return svg(parts, len(rows) * ROW, title)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Evidence at one moment.
+
+    Attributes:
+        name: When.
+        value: Not negative.
+        is_enough: Whether something was decided by it; what comes next begins anew.
+    """
+
+    name: str
+    value: float
+    is_enough: bool
+
+
+def trail(moments: Sequence[Evidence], threshold: float, title: str) -> str:
+    """Evidence over time on a logarithmic scale, from 1, and where it is enough.
+
+    Args:
+        moments: Oldest first; at least one.
+        threshold: Where it is enough.
+        title: For those who do not see it.
+    """
+    top = math.log10(threshold) + 0.7
+    parts = [_power(power, top) for power in range(int(top) + 1)]
+    y = _height(math.log10(threshold), top)
+    parts.append(line(PLOT_START, y, PLOT_END, y, "margin", f"enough: {threshold:,.3g}"))
+    before: tuple[float, float] | None = None
+    for i, one in enumerate(moments):
+        value = max(math.log10(max(one.value, 1e-9)), 0.0)
+        x = PLOT_START + (i + 0.5) / len(moments) * (PLOT_END - PLOT_START)
+        at = x, _height(min(value, top), top)
+        if before is not None:
+            parts.append(line(*before, *at, "thin calm"))
+        parts.append(
+            f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="3.5" '
+            f'class="dot {"bad" if one.is_enough else "calm"}">'
+            f"<title>{escape(f'{one.name}: {one.value:.3g}')}</title></circle>"
+        )
+        before = None if one.is_enough else at
+    parts.append(text(PLOT_START, _TRAIL + 20, moments[0].name, "tick"))
+    if len(moments) > 1:
+        parts.append(text(PLOT_END, _TRAIL + 20, moments[-1].name, "tick", "end"))
+    return svg(parts, _TRAIL + 26, title)
+
+
+def _power(power: int, top: float) -> str:
+    y = _height(power, top)
+    label = text(PLOT_START - 8, y + 4, f"{10**power:,}", "tick", "end")
+    return line(PLOT_START, y, PLOT_END, y, "grid") + label
+
+
+def _height(value: float, top: float) -> float:
+    return 8 + (1 - value / top) * (_TRAIL - 16)
 
 
 def svg(parts: Sequence[str], height: float, title: str) -> str:

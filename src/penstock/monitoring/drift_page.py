@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from penstock.gates.page import document, section, table
-from penstock.gates.plots import PLOT_END, PLOT_START, bar, line, svg, text
+from penstock.gates.plots import PLOT_END, PLOT_START, Evidence, bar, svg, text, trail
 from penstock.monitoring.drift import Judged, Status
 from penstock.monitoring.drift_report import AGAINST, HEADERS, Topic, Topics, headline, rows
 
-_HEIGHT = 220
 _ROW = 44
 _MAX_ROWS = 60
 
@@ -44,41 +42,14 @@ def to_html(status: Status, one: Judged | None, topics: Sequence[Topics]) -> str
 
 
 def _stream(status: Status) -> str:
-    judged = [one for one in status.windows if one.moment is not None]
-    if not judged:
+    moments = [
+        Evidence(one.name, one.moment.statistic, one.moment.is_alarm)
+        for one in status.windows
+        if one.moment is not None
+    ]
+    if not moments:
         return '<p class="soft">No window was judged yet.</p>'
-    top = math.log10(status.threshold) + 0.7
-    parts = [_grid(power, top) for power in range(int(top) + 1)]
-    y = _y(math.log10(status.threshold), top)
-    parts.append(line(PLOT_START, y, PLOT_END, y, "margin", "alarm"))
-    before: tuple[float, float] | None = None
-    for i, one in enumerate(judged):
-        assert one.moment is not None
-        value = max(math.log10(max(one.moment.statistic, 1e-9)), 0.0)
-        x = PLOT_START + (i + 0.5) / len(judged) * (PLOT_END - PLOT_START)
-        at = x, _y(min(value, top), top)
-        kind = "bad" if one.moment.is_alarm else "calm"
-        if before is not None:
-            parts.append(line(*before, *at, "thin calm"))
-        title = f"{one.name}: {one.moment.statistic:.3g}"
-        parts.append(
-            f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="3.5" class="dot {kind}">'
-            f"<title>{escape(title)}</title></circle>"
-        )
-        before = None if one.moment.is_alarm else at
-    parts.append(text(PLOT_START, _HEIGHT + 20, judged[0].name, "tick"))
-    parts.append(text(PLOT_END, _HEIGHT + 20, judged[-1].name, "tick", "end"))
-    return svg(parts, _HEIGHT + 26, "Statistic of the stream after each window")
-
-
-def _grid(power: int, top: float) -> str:
-    y = _y(power, top)
-    label = text(PLOT_START - 8, y + 4, f"{10**power:,}", "tick", "end")
-    return line(PLOT_START, y, PLOT_END, y, "grid") + label
-
-
-def _y(value: float, top: float) -> float:
-    return 8 + (1 - value / top) * (_HEIGHT - 16)
+    return trail(moments, status.threshold, "Statistic of the stream after each window")
 
 
 def _window(one: Judged) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from penstock.errors import ValidationFailed
+from penstock.errors import StoreError, ValidationFailed
 from penstock.orchestrators.base import TaskResult
+from penstock.run_page import page_of
 
 if TYPE_CHECKING:
     from penstock.artifacts import Artifact
@@ -25,7 +27,8 @@ def step_as_task(pipeline: Pipeline, stage: str, run_id: str) -> TaskResult:
     try:
         report = pipeline.step(stage, run_id)
     except ValidationFailed as failure:
-        return TaskResult(run_id, "FAILED", False, failure.message, stage, "failed")
+        links = dict(_run_page(pipeline, run_id))
+        return TaskResult(run_id, "FAILED", False, failure.message, stage, "failed", links=links)
     done = next(one for one in report.stages if one.stage == stage)
     artifact = report.artifacts.get(stage)
     return TaskResult(
@@ -37,7 +40,8 @@ def step_as_task(pipeline: Pipeline, stage: str, run_id: str) -> TaskResult:
         outcome=done.outcome,
         note=done.note,
         numbers={} if artifact is None else dict(_numbers(artifact.summary)),
-        links={} if artifact is None else dict(_links(pipeline, artifact)),
+        links=dict(_run_page(pipeline, run_id))
+        | ({} if artifact is None else dict(_links(pipeline, artifact))),
     )
 
 
@@ -63,6 +67,12 @@ def _numbers(summary: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, 
             yield f"{path}{name}", value[:_MOST_CHARS]
         elif isinstance(value, Mapping) and name in ("rows", "splits", "metrics", "data"):
             yield from _numbers(value, f"{path}{name}.")
+
+
+def _run_page(pipeline: Pipeline, run_id: str) -> Iterator[tuple[str, str]]:
+    """The page about the run so far, written anew; no room for it stops no run."""
+    with suppress(StoreError):
+        yield "run", pipeline.store.write_page(f"{run_id}.html", page_of(pipeline, run_id))
 
 
 def _links(pipeline: Pipeline, artifact: Artifact) -> Iterator[tuple[str, str]]:
