@@ -7,15 +7,19 @@ topic is SciPy. A window draws 200 of them. What is looked at:
 - *a stream* of windows: ``penstock.gates.stream_alarm`` with the defaults (5 % in 365
   windows), fed as ``penstock drift`` feeds it: distance from the training rows, distance
   from the other windows, length. Beside it, what is often done: an alarm when a window's
-  own test says p < 0.05.
+  own test says p < 0.05;
+- with ``--evidently``, Evidently's ways on the same windows, each as it comes.
 
     python benchmarks/drift_calibration.py [--quick] [--only-null] [--streams 200] [--seed 20261128]
+    python benchmarks/drift_calibration.py --evidently
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -103,6 +107,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="A minute: shows that it runs.")
     parser.add_argument("--only-null", action="store_true", help="Only streams without a change.")
+    parser.add_argument(
+        "--evidently", action="store_true", help="One window's tests beside Evidently's, alone."
+    )
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--seed", type=int, default=20261128)
     options = parser.parse_args()
@@ -113,6 +120,9 @@ def main() -> None:
         f"{ROWS} rows a window, seed {options.seed}\n"
     )
     print(f"2 windows of 5,000 x 384, both tests: {speed(found):.2f} s, median of 5\n", flush=True)
+    if options.evidently:
+        beside_evidently(found, max(streams // 5, 4), options.seed)
+        return
     with ProcessPoolExecutor(initializer=keep, initargs=(found,)) as workers:
         null(workers, streams, options.seed)
         if not options.only_null:
@@ -152,6 +162,38 @@ def changes(workers: ProcessPoolExecutor, streams: int, seed: int) -> None:
         print(f"| {name} | {' | '.join(cells)} | {shown} |", flush=True)
 
 
+def beside_evidently(found: Pool, windows: int, seed: int) -> None:
+    """One window after each change: how often it is drift to our tests, and to Evidently's ways."""
+    subprocess.run([ROOT / "scripts" / "make-env.sh", "evidently"], check=True)
+    keep(found)
+    header: list[str] = []
+    for name, change in {"nothing": NONE, **CHANGES}.items():
+        seeds = range(seed + 20_000, seed + 20_000 + windows)
+        ours = [min(window_tests(change, one)) <= 0.025 for one in seeds]
+        theirs = evidently([window_rows(change, one) for one in seeds], found.vectors)
+        if not header:
+            header = ["ours", *(f"Evidently, {way}" for way in theirs)]
+            print(f"| {windows} windows each | {' | '.join(header)} |")
+            print("|---" * (len(header) + 1) + "|")
+        shares = [f"{share:.0%}" for share in (np.mean(ours), *theirs.values())]
+        print(f"| {name} | {' | '.join(shares)} |", flush=True)
+
+
+def evidently(
+    windows: list[tuple[np.ndarray, np.ndarray]], vectors: np.ndarray
+) -> dict[str, float]:
+    """Way -> share of the windows that are drift to it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "windows.npz"
+        before, after = (np.stack(side) for side in zip(*windows, strict=True))
+        np.savez(path, pool=vectors, before=before, after=after)
+        program = Path(__file__).with_name("evidently_windows.py")
+        python = ROOT / ".venvs" / "evidently" / "bin" / "python"
+        done = subprocess.run([python, program, path], capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def speed(found: Pool) -> float:
     """Seconds that the tests of two large windows take."""
     random = np.random.default_rng(0)
@@ -174,11 +216,16 @@ def keep(found: Pool) -> None:
 
 def window_tests(change: Change, seed: int) -> tuple[float, float]:
     """P-values of one window against training rows."""
-    random, found = np.random.default_rng(seed), _POOL[0]
-    before = found.vectors[found.draw(random, NONE.shares, TRAINING)]
-    after = pushed(found.vectors[found.draw(random, change.shares, ROWS)], change.push)
-    tests = compare(before, after, seed=seed)
+    before, after = window_rows(change, seed)
+    tests = compare(_POOL[0].vectors[before], after, seed=seed)
     return tests.kernel_p or 1.0, tests.classifier_p or 1.0
+
+
+def window_rows(change: Change, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training rows, by their places in the pool, and a window's vectors."""
+    random, found = np.random.default_rng(seed), _POOL[0]
+    before = found.draw(random, NONE.shares, TRAINING)
+    return before, pushed(found.vectors[found.draw(random, change.shares, ROWS)], change.push)
 
 
 def first_alarm(change: Change, before: int, after: int, seed: int) -> int | None:
