@@ -56,6 +56,37 @@ def test_the_secret_is_never_shown_again(call, tmp_path, caplog):
     assert not any(random_part.encode() in content for content in files)
 
 
+def test_a_changed_key_keeps_what_was_not_said_and_loses_what_was_lifted(call):
+    made = created(call, "bot", "--requests-per-min", "60", "--budget-usd", "5", "--model", "small")
+    words = ("--requests-per-min", "none", "--tokens-per-min", "900", "--model", "all")
+    done = call("keys", "change", made["id"], *words)
+    assert done.exit_code == 0, done.output
+    assert f"{made['id']} (bot) may use: 900 tokens a minute; $5.00 a month." in done.stdout
+    (listed,) = json.loads(call("keys", "list", "--json").stdout)
+    assert [listed["requests_per_min"], listed["tokens_per_min"]] == [None, 900]
+    assert [listed["models"], listed["budget_nanousd"]] == [None, 5 * 10**9]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "Nothing is to be changed"),
+        (("--budget-tokens", "-3"), "'-3' is no limit"),
+        (("--budget-tokens", "0"), "budget_tokens 0 is no limit"),
+        (("--budget-usd", "much"), "'much' is no amount"),
+        (("--period", "year"), "'year' is no period"),
+        (("--expires", "soon"), "'soon' is no day"),
+    ],
+)
+def test_a_change_that_makes_no_sense_changes_nothing(call, words, message):
+    made = created(call, "bot", "--budget-tokens", "100")
+    before = call("keys", "list", "--json").stdout
+    done = call("keys", "change", made["id"], *words)
+    assert message in str(done.exception)
+    assert isinstance(done.exception, LedgerError | RecipeError)
+    assert call("keys", "list", "--json").stdout == before
+
+
 def test_limits_are_stored_as_they_were_given(call):
     made = created(
         call, "bot", "--model", "small", "--model", "large", "--requests-per-min", "60",

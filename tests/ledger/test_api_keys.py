@@ -1,4 +1,6 @@
+import json
 import time
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
@@ -51,6 +53,29 @@ def test_two_keys_of_one_name_are_two_keys(keys):
 def test_the_id_of_a_found_secret_can_be_computed(keys):
     made, secret = keys.create(ApiKey("", "bot"))
     assert made.id == "key_" + digest_of(secret)[:12]
+
+
+def test_a_change_is_seen_by_gateways_and_written_down(keys, ledger):
+    made, secret = keys.create(ApiKey("", "bot", budget_tokens=100, models=frozenset({"small"})))
+    before = keys.state()
+    changed = keys.change(made.id, {"budget_tokens": 7, "models": None})
+    assert changed == replace(made, budget_tokens=7, models=None)
+    assert keys.by_digest() == {digest_of(secret): changed}
+    assert keys.state() != before
+    with ledger.database.read() as connection:
+        (row,) = connection.execute(sa.select(schema.key_changes)).mappings().all()
+    assert json.loads(row["limits"])["budget_tokens"] == 7
+    assert [row["key_id"], bool(row["actor"])] == [made.id, True]
+
+
+def test_a_key_that_is_not_there_or_was_revoked_is_not_changed(keys):
+    made, secret = keys.create(ApiKey("", "bot"))
+    keys.revoke(made.id)
+    with pytest.raises(LedgerError, match=f"{made.id} was revoked"):
+        keys.change(made.id, {"budget_tokens": 7})
+    with pytest.raises(LedgerError, match="There is no key") as refused:
+        keys.change(secret, {"budget_tokens": 7})
+    assert secret not in str(refused.value)
 
 
 def test_a_revoked_key_is_no_longer_offered_but_still_listed(keys):

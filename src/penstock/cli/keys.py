@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from functools import reduce
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 app = typer.Typer()
 keys_app = typer.Typer(help="API keys of the gateway.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+
+Limit = Annotated[str | None, typer.Option(help="A whole number, or `none` to lift the limit.")]
 
 _COLUMNS: dict[str, Literal["model", "key_id", "day"]] = {
     "model": "model",
@@ -103,6 +106,51 @@ def keys_list(
         return
     columns = ("key", "for", "may use", "spent", "held", "state")
     printing.table(columns, [_row(key, balance) for key, balance in found])
+
+
+@keys_app.command("change")
+def keys_change(
+    context: typer.Context,
+    key_id: Annotated[str, typer.Argument(help="As `penstock keys list` shows it.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model it may ask. Repeatable; `all` for all.")
+    ] = None,
+    requests_per_min: Limit = None,
+    tokens_per_min: Limit = None,
+    budget_tokens: Limit = None,
+    budget_usd: Annotated[str | None, typer.Option(help="As in 12.50, or `none`.")] = None,
+    period: Annotated[str | None, typer.Option(help="day, week, month or total.")] = None,
+    expires: Annotated[str | None, typer.Option(help="As in 2027-01-31, or `none`.")] = None,
+    recipe: RecipePath = DEFAULT,
+    set_: Set = None,
+    ledger: LedgerUrl = None,
+    store: StoreFolder = None,
+) -> None:
+    """Give a key other limits; what is not said stays. Gateways know within two seconds."""
+    from penstock import printing
+    from penstock.ledger.api_keys import ApiKeys
+
+    said: dict[str, tuple[str | None, Callable[[str], Any]]] = {
+        "requests_per_min": (requests_per_min, _whole),
+        "tokens_per_min": (tokens_per_min, _whole),
+        "budget_tokens": (budget_tokens, _whole),
+        "budget_nanousd": (budget_usd, _nanousd),
+        "expires_s": (expires, _end_of),
+        "period": (period, str),
+    }
+    changes: dict[str, Any] = {
+        name: None if text == "none" else read(text)
+        for name, (text, read) in said.items()
+        if text is not None
+    }
+    if model:
+        changes["models"] = None if model == ["all"] else frozenset(model)
+    if not changes:
+        raise RecipeError("Nothing is to be changed.", "Say what: penstock keys change --help")
+    database = Where(context, recipe, set_, ledger, store, None).open_ledger().database
+    changed = ApiKeys(database).change(key_id, changes)
+    allowed = "; ".join(_limits(changed)) or "everything"
+    printing.note(f"{changed.id} ({changed.name}) may use: {allowed}.")
 
 
 @keys_app.command("revoke")
@@ -214,6 +262,12 @@ def _amount(tokens: int | None, nanousd: int | None) -> str:
 
     shown = [] if tokens is None else [f"{tokens:,} tokens"]
     return ", ".join(shown + ([] if nanousd is None else [f"${to_dollars(nanousd):f}"]))
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or len(text) > 18:
+        raise RecipeError(f"{text!r} is no limit.", "Write it as in 60000, or none to lift it.")
+    return int(text)
 
 
 def _nanousd(text: str) -> int:

@@ -20,10 +20,15 @@ from penstock.errors import LedgerError
 from penstock.ledger import schema
 from penstock.ledger.database import Database, clock
 from penstock.ledger.periods import Period, as_period
+from penstock.ledger.processes import actor
 
 PREFIX = "psk_"
 _SECRET_BYTES = 32
 _ID_DIGITS = 12
+LIMITS = (
+    *("models", "requests_per_min", "tokens_per_min", "budget_tokens", "budget_nanousd"),
+    *("period", "expires_s"),
+)
 
 
 @dataclass(frozen=True)
@@ -122,13 +127,52 @@ class ApiKeys:
         with self._database.read() as connection:
             return {row["digest"]: _read(row) for row in connection.execute(query).mappings()}
 
-    def state(self) -> tuple[int, int]:
-        """Differs whenever a key was made or revoked, which is all that happens to keys."""
+    def state(self) -> tuple[int, int, int]:
+        """Differs whenever a key was made, changed or revoked: all that happens to keys."""
         made, revoked = schema.api_keys.c.id, schema.api_keys.c.revoked_s
-        query = sa.select(sa.func.count(made), sa.func.count(revoked))
+        changes = sa.select(sa.func.count()).select_from(schema.key_changes).scalar_subquery()
+        query = sa.select(sa.func.count(made), sa.func.count(revoked), changes)
         with self._database.read() as connection:
             row = connection.execute(query).one()
-        return (row[0], row[1])
+        return (row[0], row[1], row[2])
+
+    def change(self, key_id: str, limits: Mapping[str, Any]) -> ApiKey:
+        """Give a key other limits.
+
+        What gateways have drawn of a budget that was lowered may still be spent.
+
+        Args:
+            key_id: Which.
+            limits: Name -> value of those of ``LIMITS`` that change; None lifts one.
+
+        Returns:
+            The key as it is now.
+
+        Raises:
+            LedgerError: There is no such key, it was revoked, or a limit is no limit.
+        """
+        with self._database.write() as connection:
+            before = _found(connection, key_id)
+            if before.revoked_s is not None:
+                raise LedgerError(
+                    f"{before.id} was revoked.", "Make another: penstock keys create NAME"
+                )
+            after = replace(before, **limits)
+            _check(after)
+            values = {name: getattr(after, name) for name in LIMITS}
+            values["models"] = None if after.models is None else json.dumps(sorted(after.models))
+            connection.execute(
+                sa.update(schema.api_keys).where(schema.api_keys.c.id == key_id).values(**values)
+            )
+            connection.execute(
+                sa.insert(schema.key_changes).values(
+                    key_id=key_id,
+                    at_s=clock(connection),
+                    actor=actor(),
+                    limits=json.dumps(values, sort_keys=True),
+                )
+            )
+        return after
 
     def revoke(self, key_id: str) -> ApiKey:
         """End a key; one that was revoked before stays as it is.
@@ -143,13 +187,7 @@ class ApiKeys:
                 .where(table.c.id == key_id, table.c.revoked_s.is_(None))
                 .values(revoked_s=clock(connection))
             )
-            query = sa.select(table).where(table.c.id == key_id)
-            row = connection.execute(query).mappings().first()
-        if row is None:
-            # A secret that was given in place of its id must not be printed.
-            shown = "" if PREFIX in key_id else f" {key_id!r}"
-            raise LedgerError(f"There is no key{shown}.", "Ask for ids: penstock keys list")
-        return _read(row)
+            return _found(connection, key_id)
 
 
 def digest_of(secret: str) -> str:
@@ -161,6 +199,15 @@ def read_keys(connection: sa.Connection, ids: set[str]) -> dict[str, ApiKey]:
     """Keys by id; those that do not exist are left out."""
     query = sa.select(schema.api_keys).where(schema.api_keys.c.id.in_(sorted(ids)))
     return {row["id"]: _read(row) for row in connection.execute(query).mappings()}
+
+
+def _found(connection: sa.Connection, key_id: str) -> ApiKey:
+    found = read_keys(connection, {key_id})
+    if key_id not in found:
+        # A secret that was given in place of its id must not be printed.
+        shown = "" if PREFIX in key_id else f" {key_id!r}"
+        raise LedgerError(f"There is no key{shown}.", "Ask for ids: penstock keys list")
+    return found[key_id]
 
 
 def _read(row: Mapping[Any, Any]) -> ApiKey:

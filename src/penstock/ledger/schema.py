@@ -231,6 +231,15 @@ api_keys = sa.Table(
     Column("expires_s", Float),
     Column("revoked_s", Float),
 )
+key_changes = sa.Table(
+    "key_changes",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("key_id", String(20), nullable=False, index=True),
+    Column("at_s", Float, nullable=False),
+    Column("actor", String(200), nullable=False),
+    Column("limits", Text, nullable=False),  # after it, as JSON
+)
 accounts = sa.Table(
     "accounts",
     metadata,

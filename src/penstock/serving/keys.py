@@ -40,7 +40,7 @@ class KeyRing:
         self._refresh_s = refresh_s
         self._oldest_s = oldest_s
         self._by_digest: Mapping[str, ApiKey] = {}
-        self._state: tuple[int, int] | None = None
+        self._state: tuple[int, int, int] | None = None
         self._read_s = -float("inf")
         self._is_broken = False
 
