@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from penstock.cli import app
 from penstock.errors import LedgerError, RecipeError
 from penstock.ledger import Ledger
-from penstock.ledger.accounts import Accounts, Batch, Usage, new_holder
+from penstock.ledger.accounts import Accounts, Batch, Usage, UsageId, new_holder
 from penstock.ledger.api_keys import ApiKeys, digest_of
 
 
@@ -132,12 +132,13 @@ def test_what_is_no_limit_makes_no_key(call, words):
     assert json.loads(call("keys", "list", "--json").stdout) == []
 
 
-def test_costs_are_summed_exactly_by_model_key_or_day(call, ledger):
-    made = created(call, "bot")
+def test_costs_are_summed_exactly_by_whatever_is_asked_for(call, ledger):
+    made = created(call, "bot", "--tenant", "acme")
     usage = {
-        ("2026-11-26", made["id"], "small"): Usage(1, 10, 1, 100_000_000),
-        ("2026-11-27", made["id"], "large"): Usage(2, 1_000, 2, 1_000_000_001),
-        ("2026-11-27", "", "small"): Usage(4, 40, 4, 200_000_000),
+        UsageId("2026-11-26", made["id"], "small", 3, "run-a"): Usage(1, 10, 1, 100_000_000),
+        UsageId("2026-11-27", made["id"], "large"): Usage(2, 1_000, 2, 1_000_000_001),
+        UsageId("2026-11-27", "", "small", 3, "run-a"): Usage(4, 40, 4, 150_000_000),
+        UsageId("2026-11-27", "", "small", 4, "run-b"): Usage(0, 0, 0, 50_000_000),
     }
     Accounts(ledger.database).visit(new_holder(), Batch(1, usage))
 
@@ -147,11 +148,19 @@ def test_costs_are_summed_exactly_by_model_key_or_day(call, ledger):
 
     assert costs() == {"small": "0.30", "large": "1.000000001"}
     assert costs("--by", "key") == {"": "0.20", made["id"]: "1.100000001"}
+    assert costs("--by", "tenant") == {"": "0.20", "acme": "1.100000001"}
+    assert costs("--by", "version") == {
+        "large 0": "1.000000001",
+        "small 3": "0.25",
+        "small 4": "0.05",
+    }
+    assert costs("--by", "run") == {"": "1.000000001", "run-a": "0.25", "run-b": "0.05"}
     assert costs("--by", "day") == {"2026-11-26": "0.10", "2026-11-27": "1.200000001"}
     assert costs("--since", "2026-11-27") == {"small": "0.20", "large": "1.000000001"}
     table = call("cost", "--by", "key").stdout
     assert "1.300000001" in table
     assert "(no key)" in table
+    assert "(no tenant)" in call("cost", "--by", "tenant").stdout
 
 
 def test_a_misspelt_column_or_day_of_costs_is_refused(call):

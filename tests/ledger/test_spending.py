@@ -6,7 +6,16 @@ import pytest
 import sqlalchemy as sa
 
 from penstock.ledger import Ledger, schema
-from penstock.ledger.accounts import Accounts, Balance, Batch, Usage, Wish, new_holder, share
+from penstock.ledger.accounts import (
+    Accounts,
+    Balance,
+    Batch,
+    Usage,
+    UsageId,
+    Wish,
+    new_holder,
+    share,
+)
 from penstock.ledger.amounts import Amounts
 from penstock.ledger.api_keys import ApiKey, ApiKeys
 
@@ -67,7 +76,7 @@ def test_needs_that_fit_are_drawn_and_others_are_not(accounts, key_of):
 def test_a_batch_that_is_sent_twice_is_taken_once(accounts, key_of):
     key = key_of(budget_tokens=100)
     draw(accounts, key, 50)
-    usage = {("2026-11-27", key.id, "m"): Usage(1, 5, 5, 7)}
+    usage = {UsageId("2026-11-27", key.id, "m"): Usage(1, 5, 5, 7)}
     batch = Batch(1, usage, {(key.id, 0): tokens(10)}, {(key.id, 0): tokens(20)})
     for _ in range(3):
         accounts.visit(named("a"), batch)
@@ -201,12 +210,14 @@ def test_who_leaves_is_forgotten_unless_it_holds_something(accounts, key_of, led
 
 def test_usage_is_summed_by_what_is_asked(accounts):
     usage = {
-        ("2026-11-26", "k1", "small"): Usage(1, 10, 1, 100),
-        ("2026-11-27", "k1", "large"): Usage(2, 20, 2, 200),
-        ("2026-11-27", "", "small"): Usage(4, 40, 4, 400),
+        UsageId("2026-11-26", "k1", "small"): Usage(1, 10, 1, 100),
+        UsageId("2026-11-27", "k1", "large"): Usage(2, 20, 2, 200),
+        UsageId("2026-11-27", "", "small"): Usage(4, 40, 4, 400),
     }
     accounts.visit(named("a"), Batch(1, usage))
-    accounts.visit(named("b"), Batch(1, {("2026-11-27", "k1", "large"): Usage(8, 80, 8, 800)}))
+    accounts.visit(
+        named("b"), Batch(1, {UsageId("2026-11-27", "k1", "large"): Usage(8, 80, 8, 800)})
+    )
     assert accounts.usage("model") == {
         "large": Usage(10, 100, 10, 1000),
         "small": Usage(5, 50, 5, 500),
@@ -226,7 +237,7 @@ def test_holders_that_come_at_once_in_any_order_draw_the_budget_once(ledger_url,
         need = Amounts(rate_tokens=7, tokens=7)
         held = dict.fromkeys((key.id for key in keys), 0)
         for sequence in range(1, 6):
-            usage = {("2026-11-27", key.id, "m"): Usage(1, 1, 1, 1) for key in order}
+            usage = {UsageId("2026-11-27", key.id, "m"): Usage(1, 1, 1, 1) for key in order}
             wishes = [Wish(key.id, (need,)) for key in order]
             grants = accounts.visit(named(number), Batch(sequence, usage), wishes)
             held = {key_id: grant.held.tokens for key_id, grant in grants.items()}

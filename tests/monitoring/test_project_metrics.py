@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from penstock.errors import LedgerError
 from penstock.ledger import Ledger, ModelVersion
-from penstock.ledger.accounts import Accounts, Batch, Usage, Wish, new_holder
+from penstock.ledger.accounts import Accounts, Batch, Usage, UsageId, Wish, new_holder
 from penstock.ledger.alarms import Alarm, Alarms, AlarmState
 from penstock.ledger.amounts import Amounts
 from penstock.ledger.api_keys import ApiKey, ApiKeys
@@ -57,7 +57,7 @@ def test_budgets_show_what_is_spent_of_them_by_key(ledger, shown):
         holder, None, [Wish(key.id, (Amounts(tokens=50, nanousd=900),))]
     ).values()
     spent = {(key.id, grant.start_s): Amounts(tokens=10, nanousd=900)}
-    usage = {("2026-11-27", key.id, "penny"): Usage(1, 5, 5, 2_000_000_000)}
+    usage = {UsageId("2026-11-27", key.id, "penny"): Usage(1, 5, 5, 2_000_000_000)}
     accounts.visit(holder, Batch(1, usage, spent))
     assert shown("penstock_budget_spent_ratio", tenant="acme", key=key.id) == 0.9
     assert shown("penstock_spent_usd_total", model="penny", tenant="acme") == 2

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from functools import reduce
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ from penstock.errors import RecipeError
 
 if TYPE_CHECKING:
     from penstock.ledger import Ledger
-    from penstock.ledger.accounts import Balance, Usage
+    from penstock.ledger.accounts import Balance, Dimension, Usage
     from penstock.ledger.api_keys import ApiKey
 
 app = typer.Typer()
@@ -25,9 +25,12 @@ app.add_typer(keys_app, name="keys")
 
 Limit = Annotated[str | None, typer.Option(help="A whole number, or `none` to lift the limit.")]
 
-_COLUMNS: dict[str, Literal["model", "key_id", "day"]] = {
+_COLUMNS: dict[str, Dimension] = {
     "model": "model",
+    "version": "version",
+    "run": "run_id",
     "key": "key_id",
+    "tenant": "tenant",
     "day": "day",
 }
 
@@ -174,7 +177,7 @@ def keys_revoke(
 @app.command()
 def cost(
     context: typer.Context,
-    by: Annotated[str, typer.Option(help="model, key or day.")] = "model",
+    by: Annotated[str, typer.Option(help="model, version, run, key, tenant or day.")] = "model",
     since: Annotated[
         str | None, typer.Option(help="The first UTC day that counts, or days back as in 30d.")
     ] = None,
@@ -197,7 +200,8 @@ def cost(
     if json_:
         printing.as_json([{by: name, **_shown(usage)} for name, usage in used.items()])
         return
-    names = _key_names(opened) if by == "key" else {}
+    empty = {"tenant": "(no tenant)", "run": "(no run)"}
+    names = _key_names(opened) if by == "key" else {"": empty.get(by, "")}
     lines = {names.get(name, name): usage for name, usage in used.items()}
     if len(lines) > 1:
         lines["all"] = reduce(Usage.plus, used.values())

@@ -38,8 +38,25 @@ _NO_PERIOD = Span(0, None)
 
 AccountId = tuple[str, int]
 """A key's id, and the start of a period in Unix seconds."""
-UsageId = tuple[str, str, str]
-"""A UTC day, a key's id (empty without keys), and a model."""
+Dimension = Literal["day", "key_id", "tenant", "model", "version", "run_id"]
+
+
+class UsageId(NamedTuple):
+    """What usage is booked under.
+
+    Attributes:
+        day: In UTC, as in 2026-11-27.
+        key_id: Empty without keys.
+        model: As the gateway calls it.
+        version: That answered; 0 where it has none.
+        run_id: The run that made it.
+    """
+
+    day: str
+    key_id: str
+    model: str
+    version: int = 0
+    run_id: str = ""
 
 
 class Usage(NamedTuple):
@@ -190,19 +207,28 @@ class Accounts:
                         found[row.key_id] = _balance(row)
         return found
 
-    def usage(self, by: Literal["day", "key_id", "model"], since: str = "") -> dict[str, Usage]:
-        """What was used, summed over all but one column.
+    def usage(self, by: Dimension, since: str = "") -> dict[str, Usage]:
+        """What was used, summed over all but one dimension.
 
         Args:
-            by: The column.
+            by: The dimension; a version is called by its model and number, as in ``penny 3``.
             since: The first UTC day that counts, as in 2026-11-27; empty for all.
         """
-        table = schema.spending
+        table = schema.version_spending if by in ("version", "run_id") else schema.spending
+        keys = schema.api_keys
+        columns: list[sa.ColumnElement[Any]]
+        if by == "version":
+            columns = [table.c.model, table.c.version]
+        else:
+            columns = [sa.func.coalesce(keys.c.tenant, "") if by == "tenant" else table.c[by]]
         sums = [sa.cast(sa.func.sum(table.c[name]), sa.BigInteger) for name in Usage._fields]
-        query = sa.select(table.c[by], *sums).where(table.c.day >= since).group_by(table.c[by])
+        query = sa.select(*columns, *sums).where(table.c.day >= since)
+        if by == "tenant":
+            query = query.select_from(table.outerjoin(keys, keys.c.id == table.c.key_id))
         with self._database.read() as connection:
-            rows = connection.execute(query.order_by(table.c[by])).all()
-        return {row[0]: Usage(*row[1:]) for row in rows}
+            rows = connection.execute(query.group_by(*columns).order_by(*columns)).all()
+        num = len(columns)
+        return {" ".join(map(str, row[:num])): Usage(*row[num:]) for row in rows}
 
 
 def _balance(row: Any) -> Balance:
@@ -397,15 +423,21 @@ class _Visit:
         """Add to the books."""
         if not usage:
             return
-        table = schema.spending
-        insert = self._insert(table)
-        added = {name: table.c[name] + insert.excluded[name] for name in Usage._fields}
-        rows = [
-            {"day": day, "key_id": key_id, "model": model, **used._asdict()}
-            for (day, key_id, model), used in sorted(usage.items())
-        ]
-        statement = insert.on_conflict_do_update(index_elements=list(table.primary_key), set_=added)
-        self._connection.execute(statement, rows)
+        for table in (schema.spending, schema.version_spending):
+            primary = [column.name for column in table.primary_key]
+            sums: dict[tuple[Any, ...], Usage] = {}
+            for one, used in usage.items():
+                place = tuple(getattr(one, name) for name in primary)
+                sums[place] = sums.get(place, Usage()).plus(used)
+            insert = self._insert(table)
+            added = {name: table.c[name] + insert.excluded[name] for name in Usage._fields}
+            # In one order everywhere, so that no two who book wait for each other.
+            rows = [
+                dict(zip(primary, place, strict=True)) | used._asdict()
+                for place, used in sorted(sums.items())
+            ]
+            statement = insert.on_conflict_do_update(index_elements=primary, set_=added)
+            self._connection.execute(statement, rows)
 
     def _insert(self, table: sa.Table) -> Any:
         is_postgres = self._connection.dialect.name == "postgresql"

@@ -274,6 +274,18 @@ holders = sa.Table(
     Column("sequence", BigInteger, nullable=False),
     Column("seen_s", Float, nullable=False),
 )
+version_spending = sa.Table(
+    "version_spending",
+    metadata,
+    Column("day", String(10), primary_key=True),
+    Column("model", String(200), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("run_id", String(40), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("nanousd", BigInteger, nullable=False),
+)
 spending = sa.Table(
     "spending",
     metadata,

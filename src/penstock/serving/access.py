@@ -9,6 +9,7 @@ from penstock.ledger.api_keys import ApiKey, ApiKeys
 from penstock.serving.budgets import Budgets, Reservation
 from penstock.serving.keys import KeyRing
 from penstock.serving.prices import PriceList
+from penstock.serving.routes import ServedVersion
 
 
 class Access:
@@ -54,9 +55,14 @@ class Access:
         return None if self._ring is None else self._ring.authenticate(authorization)
 
     def reserved(
-        self, key: ApiKey | None, model: str, prompt_tokens: int, max_tokens: int
+        self,
+        key: ApiKey | None,
+        model: str,
+        prompt_tokens: int,
+        max_tokens: int,
+        served: ServedVersion,
     ) -> AbstractAsyncContextManager[Reservation]:
         """Reserve the most that a request can use; see ``Budgets.reserved``."""
         if self._budgets is None:
             return nullcontext(Reservation(None, model, prompt_tokens, max_tokens))
-        return self._budgets.reserved(key, model, prompt_tokens, max_tokens)
+        return self._budgets.reserved(key, model, prompt_tokens, max_tokens, served=served)

@@ -182,7 +182,9 @@ async def answer(gateway: Gateway, exchange: Exchange, question: Question, one: 
         facts.prompt_tokens = counts.read
         most = len(prompt_ids) if text is not None else at_most_tokens(question.prompt.texts)
         reservation = await held.enter_async_context(
-            gateway.access.reserved(exchange.key, model.name, most, generation.max_tokens)
+            gateway.access.reserved(
+                exchange.key, model.name, most, generation.max_tokens, route.served
+            )
         )
         facts.queued_s = time.monotonic()
         await held.enter_async_context(tracing.slot(exchange.trace, model))

@@ -20,15 +20,18 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from penstock.errors import InsufficientQuota, LedgerError, NotReady, Overloaded, ServingError
-from penstock.ledger.accounts import Accounts, Batch, Grant, Usage, Wish, new_holder
+from penstock.ledger.accounts import Accounts, Batch, Grant, Usage, UsageId, Wish, new_holder
 from penstock.ledger.amounts import NOTHING, Amounts
 from penstock.ledger.api_keys import ApiKey
 from penstock.ledger.periods import day_of
 from penstock.serving.prices import PriceList
 from penstock.serving.purses import Purse, Purses
+
+if TYPE_CHECKING:
+    from penstock.serving.routes import ServedVersion
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +64,20 @@ class Reservation:
         prompt_tokens: Used so far.
         completion_tokens: Used so far.
         model: What answered.
+        served: Which version of it; None where that is not known.
     """
 
-    def __init__(self, key: ApiKey | None, model: str, prompt_tokens: int, max_tokens: int) -> None:
+    def __init__(
+        self,
+        key: ApiKey | None,
+        model: str,
+        prompt_tokens: int,
+        max_tokens: int,
+        served: ServedVersion | None = None,
+    ) -> None:
         self.key = key
         self.model = model
+        self.served = served
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self._limits = (prompt_tokens, max_tokens)
@@ -142,6 +154,7 @@ class Budgets:
         prompt_tokens: int,
         max_tokens: int,
         fallbacks: Sequence[str] = (),
+        served: ServedVersion | None = None,
     ) -> AsyncIterator[Reservation]:
         """Reserve the most that a request can use; settle what it used when the block ends.
 
@@ -151,6 +164,7 @@ class Budgets:
             prompt_tokens: What the prompt has, or at most has.
             max_tokens: What the answer has at most; 0 for models that do not generate.
             fallbacks: Models that may answer instead; the dearest is reserved for.
+            served: Which version answers, for the books.
 
         Raises:
             RateLimited: The key asks for more than its rate.
@@ -158,7 +172,7 @@ class Budgets:
             InvalidKey: The key was revoked or has expired.
             NotReady: The ledger does not answer, and what was drawn is used up.
         """
-        reservation = Reservation(key, model, prompt_tokens, max_tokens)
+        reservation = Reservation(key, model, prompt_tokens, max_tokens, served)
         if key is not None:
             reservation._need = self._need(key, (model, *fallbacks), prompt_tokens, max_tokens)
             reservation._purse = await self._reserve(key, reservation._need)
@@ -227,7 +241,9 @@ class Budgets:
             most = Amounts(need.requests, tokens, tokens, nanousd)
             purse.settle(need, most.least(need))
         if prompt + completion > 0:
-            usage_id = (day_of(time.time()), "" if key is None else key.id, model)
+            usage_id = UsageId(day_of(time.time()), "" if key is None else key.id, model)
+            if (served := reservation.served) is not None:
+                usage_id = usage_id._replace(version=served.version, run_id=served.run_id)
             self._purses.note(usage_id, Usage(1, prompt, completion, nanousd))
 
     # -- the ledger ------------------------------------------------------------

@@ -235,7 +235,7 @@ async def _computed(
             facts.queued_s = time.monotonic()
             most = at_most_tokens(texts)
             async with (
-                gateway.access.reserved(told.key, model.name, most, 0) as reservation,
+                gateway.access.reserved(told.key, model.name, most, 0, route.served) as reservation,
                 tracing.slot(told.trace, model),
                 within(model.config.timeout_s),
             ):
