@@ -298,26 +298,6 @@ def test_a_server_that_does_not_say_what_it_used_costs_what_it_may_at_most(build
     assert world.rows()[0]["nanousd"] == world.judge().budget.today().nanousd > 512_000
 
 
-def test_two_that_take_at_once_never_take_too_much(world):
-    budget = JudgeBudget(world.ledger.database, "penny", 20, 1_000)
-    got, gate = [], threading.Barrier(4)
-
-    def take():
-        gate.wait()
-        got.extend(filter(None, [budget.take(60) for _ in range(10)]))
-
-    threads = [threading.Thread(target=take) for _ in range(4)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
-    assert len(got) == 16
-    assert budget.today() == (16, 960)
-    budget.give_back(got[0], 1, 60)
-    assert budget.take(60) is not None
-    assert budget.take(60) is None
-
-
 def test_a_recipe_with_a_budget_of_money_needs_a_price(build):
     with pytest.raises(RecipeError, match="set price"):
         build(usd_per_day=1.0)
@@ -396,6 +376,15 @@ def test_one_question_that_fails_stops_nobody(build, server):
     assert "HTTP 500" in outcome.trouble
     server.fail = fair
     assert world.run().judged == 1
+
+
+def test_a_failure_before_the_budget_ends_is_told_and_is_no_error(build, server):
+    world = build(num_concurrent=1, max_questions_per_day=2)
+    world.answer([GOOD] * 4)
+    replies = iter([(500, "{}"), None, None])
+    server.fail = lambda path, body: next(replies) or fair(path, body)
+    outcome = world.run()
+    assert (outcome.judged, outcome.failed, outcome.left) == (2, 1, 1)
 
 
 def test_what_came_before_an_outage_is_kept(build, server):

@@ -122,7 +122,8 @@ class Work:
         writer.tidy_if_due()
         if not goes_on:
             self.outcome.left += len(candidates) - self._num_drawn
-        if self._last is not None and (not goes_on or not self.outcome.judged):
+        is_silent = not self.outcome.judged and not self.outcome.no_verdict
+        if self._last is not None and (is_silent or self._failed_in_a_row >= _FAILURES):
             self._complain(self._last)
 
     def _waiting(
