@@ -113,14 +113,12 @@ class World:
         self.writers.log(*facts)
         return [one.response_id for one in facts]
 
-    def shadow(self, ids, texts, version=2):
-        """Log what a shadow answers to the same requests."""
-        count = self.num_written - len(ids)
-        facts = []
-        for nth, text in enumerate(texts, count + 1):
-            one = self._facts(text, version, 10, {"shadow": True, "model": "small"}, nth)
-            facts.append(one)
-        self.writers.log(*facts)
+    def shadow(self, ids, texts, version=2, **more):
+        """Log what a shadow answers to the same requests, which were the last ones."""
+        first = self.num_written - len(ids) + 1
+        more = {"shadow": True, "model": "small"} | more
+        numbered = enumerate(texts, first)
+        self.writers.log(*(self._facts(text, version, 10, more, nth) for nth, text in numbered))
 
     def say(self, ids, score, **more):
         self.writers.say(*(opinion(name, "score", score, **more) for name in ids))
@@ -149,8 +147,8 @@ class World:
         at_ms = int(1000 * (time.time() - 60 * minutes_ago))
         name = f"{fresh[:-32]}{at_ms:012x}{fresh[-20:]}"
         served = SimpleNamespace(version=version, digest=digest, run_id="run", data_version="data")
-        facts = asked(name, prompt=f"Question {nth}: how do I reset it?", answer=text,
-                      **({"served": served} | more))  # fmt: skip
+        prompt = f"Question {nth}: how do I reset it?"
+        facts = asked(name, **({"prompt": prompt, "answer": text, "served": served} | more))
         facts.request_id = f"req-{nth}"
         return facts
 

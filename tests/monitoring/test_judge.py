@@ -253,6 +253,13 @@ def test_pairs_are_asked_about_one_request_and_not_about_two_under_one_id(world,
     assert server.seen == []
 
 
+def test_a_shadow_that_was_asked_something_else_is_no_pair(world, server):
+    world.shadow(world.answer([GOOD]), [BAD], prompt="Why?")
+    outcome = world.run(in_pairs=True)
+    assert (outcome.judged, outcome.no_text) == (0, 1)
+    assert server.seen == []
+
+
 def test_half_a_pair_is_gone_on_with(build, server):
     world = build(max_questions_per_day=1, num_concurrent=1)
     ids = world.answer([GOOD])

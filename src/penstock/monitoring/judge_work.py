@@ -36,7 +36,7 @@ class Outcome:
         no_verdict: Questions to which the judge said nothing that is a verdict.
         failed: Questions that its server did not answer; they are asked again next time.
         too_long: Answers that are longer than the recipe allows.
-        no_text: Answers whose words the log does not hold.
+        no_text: Answers whose words the log does not hold, or pairs that asked different things.
         left: Answers for which the day's budget does not reach.
         counted: Scores that entered an open rollout.
         trouble: The last failure, in words.
