@@ -212,7 +212,8 @@ class Work:
             self.known[key] = self.known[key]._replace(reason=reason)
 
     def _complain(self, error: EvaluationError) -> None:
-        kept = f"{self.outcome.judged:,} verdicts of this run are kept; run again to go on."
+        num = self.outcome.judged
+        kept = f"{num:,} verdicts of this run are kept." if num else "Nothing was judged."
         raise EvaluationError(f"The judge does not answer: {error.message}", f"{error.hint} {kept}")
 
 
