@@ -22,6 +22,7 @@ COMMANDS = (
     ["benchmarks/gate_calibration.py"],
     ["benchmarks/rollout_calibration.py"],
     ["benchmarks/drift_calibration.py"],
+    ["benchmarks/judge_calibration.py"],
     ["-m", "benchmarks.closed_loop", "--seeds", "20"],
     ["-m", "benchmarks.closed_loop", "--seeds", "20", "--null"],
     ["benchmarks/crash.py", "--points", "1000"],

@@ -8,7 +8,7 @@ from doubles import model, wait_until
 
 from penstock.day_tables import DayTable
 from penstock.monitoring.request_log import RequestLog
-from penstock.serve_section import LogConfig
+from penstock.serve_section import LogConfig, RouteConfig
 
 
 @pytest.fixture
@@ -58,6 +58,19 @@ def test_a_row_has_what_was_asked_and_answered_streamed_or_not(logged):
     assert 0 < second["ttft_s"] <= second["duration_s"]
     assert json.loads(third["prompt"]) == turns
     assert (third["conversation"], third["request_id"]) == ("c1", "mine")
+
+
+def test_a_shadows_row_has_the_same_request_and_an_answer_of_its_own(logged, fake_folders):
+    more = {"shade": model(source=str(fake_folders[2]))}
+    routes = {"assistant": RouteConfig(to={"penny": 1}, shadow={"to": "shade"})}
+    server, rows = logged(more=more, routes=routes)
+    complete(server, "count 2", model="assistant")
+    seen, shadow = sorted(rows(2), key=lambda row: row["shadow"])
+    assert (seen["shadow"], shadow["shadow"]) == (False, True)
+    for name in ("request_id", "prompt", "status", "endpoint"):
+        assert seen[name] == shadow[name]
+    assert json.loads(seen["prompt"])[-1]["content"] == "count 2"
+    assert (seen["answer"], shadow["answer"]) == ("v1 0\nv1 1\n", "v2 0\nv2 1\n")
 
 
 def test_texts_that_are_embedded_ranked_and_classified_have_their_roles(logged, fake_folders):

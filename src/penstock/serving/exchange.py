@@ -99,6 +99,7 @@ class Exchange:
         twin = copy.copy(self)
         twin.facts = Facts(self.facts.request_id, self.facts.endpoint, shadow=True)
         twin.facts.tenant, twin.facts.conversation = self.facts.tenant, self.facts.conversation
+        twin.facts.prompt = self.facts.prompt
         twin.key, twin.headers, twin.trace = None, {}, Trace()
         return twin
 
