@@ -212,6 +212,15 @@ drift_windows = sa.Table(
     Column("version", Integer, nullable=False),
     Column("found", Text, nullable=False),
 )
+# Responses with scores whose traces were not there; waiting_scores.py explains it.
+waiting_scores = sa.Table(
+    "waiting_scores",
+    metadata,
+    Column("receiver", String(500), primary_key=True),
+    Column("source", String(40), primary_key=True),
+    Column("response_id", String(100), primary_key=True),
+    Column("reason", Text, nullable=False),
+)
 
 # API keys and what they use; the amounts are explained in accounts.py.
 api_keys = sa.Table(
