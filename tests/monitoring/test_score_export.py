@@ -107,6 +107,17 @@ def test_a_changed_word_replaces_the_old_one_in_langfuse(world, tools):
     assert shown(tools) == {(name[-32:], "user_thumb"): 0}
 
 
+@pytest.mark.parametrize("to", ["langfuse", "langsmith"])
+def test_a_comment_that_is_taken_back_is_gone(world, tools, to):
+    name = response_id()
+    world.writers.say(opinion(name, comment="It said five"))
+    world.send(to=to, content=True)
+    world.writers.say(opinion(name))
+    world.send(to=to, content=True)
+    (shown,) = [*tools.scores.values(), *tools.feedback.values()]
+    assert not shown["comment"]
+
+
 def test_two_raters_and_two_tenants_do_not_replace_each_other(world, tools):
     name = response_id()
     world.writers.say(opinion(name, rater="ann"), opinion(name, rater="bob"))
@@ -249,6 +260,22 @@ def test_an_endpoint_that_is_no_langfuse_ends_it(world, tools):
     assert "serve.traces.endpoint" in refused.value.hint
     tools.answer = lambda number: None
     assert world.send().num_sent == 1
+
+
+@pytest.mark.parametrize("to", ["phoenix", "langfuse", "langsmith"])
+def test_a_web_page_that_answers_everything_is_no_receiver(world, tools, to):
+    world.writers.say(opinion(response_id()))
+    tools.answer = lambda number: 200
+    with pytest.raises(ScoresNotSent, match="none of its own"):
+        world.send(to=to)
+    tools.answer = lambda number: None
+    if to != "phoenix":
+        assert world.send(to=to).num_sent == 1
+
+
+def test_before_the_first_feedback_there_is_nothing_to_send(world, tools):
+    assert world.send().num_sent == 0
+    assert tools.requests == []
 
 
 def test_a_refused_score_is_counted_and_does_not_hold_up_others(world, tools):

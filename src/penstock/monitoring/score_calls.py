@@ -22,8 +22,6 @@ NAMES: Mapping[Destination, str] = {
     "otlp": "The receiver",
 }
 _TIMEOUT_S = 30.0
-# Worth another try in a moment; 409 and 5xx beyond these are not.
-_BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 _LONGEST_PAUSE_S = 30.0
 
@@ -84,15 +82,23 @@ class ScoreCalls:
         """Change something; likewise."""
         return self._patiently(lambda: self._client.patch(path, json=body), also)
 
-    def json_of(self, answer: httpx.Response) -> Any:
-        """An answer's JSON.
+    def field_of(self, answer: httpx.Response, name: str) -> Any:
+        """A field of the JSON object that is a tool's answer; of the first one of a list.
+
+        A web server that knows nothing of scores may well answer 200, with a page.
+
+        Returns:
+            Its value; None for an empty list.
 
         Raises:
-            ScoresNotSent: It is none.
+            ScoresNotSent: The answer is no such thing.
         """
         try:
-            return answer.json()
-        except ValueError:
+            said = answer.json()
+            if isinstance(said, list):
+                said = said[0] if said else {name: None}
+            return said[name]
+        except (ValueError, LookupError, TypeError):
             raise self.unexpected(answer) from None
 
     def unexpected(self, answer: httpx.Response) -> ScoresNotSent:
@@ -108,7 +114,7 @@ class ScoreCalls:
     ) -> httpx.Response:
         for pause_s in _PAUSES_S:
             answer = self._try(ask)
-            if answer is not None and answer.status_code not in _BUSY:
+            if answer is not None and not _is_busy(answer):
                 return self._checked(answer, also)
             time.sleep(pause_s if answer is None else _asked_pause_s(answer, pause_s))
         answer = self._try(ask)
@@ -137,7 +143,7 @@ class ScoreCalls:
                 f"Check {self._credentials} in the environment: the key must be one that may "
                 "write.",
             )
-        if code in _BUSY:
+        if _is_busy(answer):
             raise ScoresNotSent(
                 f"{self._tool} at {self._url} is busy or broken: status {code}.",
                 "Nothing is lost: scores are sent when it answers again.",
@@ -161,6 +167,11 @@ def score_calls(tool: Destination, target: Target) -> Iterator[ScoreCalls]:
     }
     with httpx.Client(base_url=target.api, headers=headers, timeout=_TIMEOUT_S) as client:
         yield ScoreCalls(client, tool, target)
+
+
+def _is_busy(answer: httpx.Response) -> bool:
+    """Whether another try may help."""
+    return answer.status_code in (408, 429) or answer.is_server_error
 
 
 def _asked_pause_s(answer: httpx.Response, pause_s: float) -> float:

@@ -132,6 +132,7 @@ class PhoenixScores:
             "/v1/trace_annotations", body, {"sync": "true"}, also=(400, 404, 422)
         )
         if answer.is_success:
+            self._calls.field_of(answer, "data")
             return []
         if answer.status_code == 404:
             return self._without_missing(scores, answer)
@@ -168,7 +169,8 @@ def langfuse_score(one: Traced) -> dict[str, Any]:
         "metadata": _metadata(score),
         **_langfuse_value(score),
     }
-    return body | ({"comment": said} if said else {})
+    # What is left out of a later word would stay as it was.
+    return body | ({"comment": said} if said or score.changed else {})
 
 
 def _langfuse_value(score: Score) -> dict[str, Any]:
@@ -192,7 +194,9 @@ class LangfuseScores:
             answer = self._calls.post(
                 "/api/public/scores", langfuse_score(one), also=(400, 413, 422)
             )
-            if not answer.is_success:
+            if answer.is_success:
+                self._calls.field_of(answer, "id")
+            else:
                 problems.append(_refused(one, answer))
         return problems
 
@@ -219,19 +223,18 @@ def langsmith_feedback(one: Traced, session_id: str) -> dict[str, Any]:
         "session_id": session_id,
         "key": score.name,
         "feedback_source": {"type": kind, "metadata": _metadata(score)},
-        **_langsmith_words(score),
+        **{name: value for name, value in _langsmith_words(score).items() if value is not None},
     }
 
 
 def _langsmith_words(score: Score) -> dict[str, Any]:
-    """What a later word may change. More than four decimals are refused."""
-    words = {
+    """What a later word may change, or take back. More than four decimals are refused."""
+    return {
         "score": None if score.value is None else round(score.value, 4),
         "value": score.label,
         "comment": score.comment,
         "correction": {"answer": score.correction} if score.correction else None,
     }
-    return {name: value for name, value in words.items() if value is not None}
 
 
 class LangSmithScores:
@@ -254,8 +257,7 @@ class LangSmithScores:
         """The id of the project, which is there from its first trace on."""
         if self._session_id is None:
             named = {"name": self._project, "limit": "1"}
-            found = self._calls.json_of(self._calls.get("/sessions", named))
-            self._session_id = str(found[0]["id"]) if found else None
+            self._session_id = self._calls.field_of(self._calls.get("/sessions", named), "id")
         return self._session_id
 
     def _send(self, one: Traced, session_id: str) -> httpx.Response:
