@@ -212,15 +212,6 @@ drift_windows = sa.Table(
     Column("version", Integer, nullable=False),
     Column("found", Text, nullable=False),
 )
-# Responses with scores whose traces were not there; waiting_scores.py explains it.
-waiting_scores = sa.Table(
-    "waiting_scores",
-    metadata,
-    Column("receiver", String(500), primary_key=True),
-    Column("source", String(40), primary_key=True),
-    Column("response_id", String(100), primary_key=True),
-    Column("reason", Text, nullable=False),
-)
 
 # API keys and what they use; the amounts are explained in accounts.py.
 api_keys = sa.Table(
@@ -284,4 +275,13 @@ spending = sa.Table(
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("completion_tokens", BigInteger, nullable=False),
     Column("nanousd", BigInteger, nullable=False),
+)
+# Responses with scores whose traces were not there; waiting_scores.py explains it.
+waiting_scores = sa.Table(
+    "waiting_scores",
+    metadata,
+    Column("receiver", String(500), primary_key=True),
+    Column("source", String(40), primary_key=True),
+    Column("response_id", String(100), primary_key=True),
+    Column("reason", Text, nullable=False),
 )
