@@ -1,0 +1,188 @@
+"""Which answers of the log a judge is asked about, and in which words."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import groupby, zip_longest
+from typing import Any
+
+from penstock.day_tables import RESPONSE_ID, DayTable, day_of, id_ms
+from penstock.judged import MARK, PAIR
+from penstock.monitoring.judge_prompts import Turns, question_key
+
+_ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/completions"})
+_COLUMNS = (
+    *(RESPONSE_ID, "request_id", "endpoint", "status", "shadow", "digest"),
+    *("model", "version", "tenant", "conversation", "rollout"),
+)
+# Of a row of the log, what the judged row says again.
+_TOLD = ("tenant", "conversation", "rollout", "model", "version", "digest")
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What may be asked about.
+
+    Attributes:
+        row: Of the log: the answer that a client saw.
+        other: Of the log: the answer of a shadow to the same request, for a pair.
+        sampled: Chosen by chance, not because somebody has scored it.
+        done: Orders in which it was asked about: whether the answers were swapped.
+    """
+
+    row: Row
+    other: Row | None
+    sampled: bool
+    done: frozenset[bool] = frozenset()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of the responses: one, or two of a pair."""
+        first: str = self.row[RESPONSE_ID]
+        return (first,) if self.other is None else (first, self.other[RESPONSE_ID])
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question to the judge.
+
+    Attributes:
+        turns: What was asked.
+        answers: In the order in which they are shown.
+        key: Names the question.
+        row: Columns of the judged table that are known before the reply.
+    """
+
+    turns: Turns
+    answers: tuple[str, ...]
+    key: str
+    row: Row
+
+
+def is_sampled(response_id: str, share: float) -> bool:
+    """Whether an answer is in the sample: everywhere the same ones, and not those of the log's."""
+    return lot(response_id) < share * 2**64
+
+
+def lot(response_id: str) -> int:
+    """A place by chance that is always the same, below 2 to the 64."""
+    drawn = blake2b(response_id.encode(), digest_size=8, person=b"judge").digest()
+    return int.from_bytes(drawn)
+
+
+def answered(
+    log: DayTable, start_ms: int, end_ms: int, digests: Collection[str]
+) -> tuple[list[Row], list[Row]]:
+    """Generated answers of a span, newest first: those that clients saw, and shadows of any model.
+
+    Args:
+        log: The request log.
+        start_ms: The first millisecond, Unix.
+        end_ms: The first one after the span.
+        digests: Of the versions whose answers count.
+    """
+    seen: list[Row] = []
+    shadows: list[Row] = []
+    for row in log.between(start_ms, end_ms, _COLUMNS).to_pylist():
+        if row["status"] != 200 or row["endpoint"] not in _ENDPOINTS:
+            continue
+        if row["shadow"]:
+            shadows.append(row)
+        elif row["digest"] in digests:
+            seen.append(row)
+    return sorted(seen, key=_newest), sorted(shadows, key=_newest)
+
+
+def marks(rows: Iterable[Row], labelled: Collection[str], share: float) -> list[Candidate]:
+    """Answers to mark: by turns one that people have scored, and one of the sample.
+
+    Scored ones say what the rest is worth; but many scores must not take the whole budget.
+    """
+    scored: list[Candidate] = []
+    others: list[Candidate] = []
+    for row in rows:
+        one = Candidate(row, None, is_sampled(row[RESPONSE_ID], share))
+        if row[RESPONSE_ID] in labelled:
+            scored.append(one)
+        elif one.sampled:
+            others.append(one)
+    return [one for both in zip_longest(scored, others) for one in both if one is not None]
+
+
+def pairs(rows: Sequence[Row], shadows: Sequence[Row], share: float) -> list[Candidate]:
+    """Answers with that of a shadow to the same request; clients' own ids may stand for several."""
+    times = Counter(row["request_id"] for row in rows)
+    copies = Counter(row["request_id"] for row in shadows)
+    twins = {row["request_id"]: row for row in shadows if copies[row["request_id"]] == 1}
+    return [
+        Candidate(row, twins[row["request_id"]], True)
+        for row in rows
+        if row["request_id"] in twins
+        and times[row["request_id"]] == 1
+        and is_sampled(row[RESPONSE_ID], share)
+    ]
+
+
+def questions(
+    log: DayTable, candidates: Sequence[Candidate], judge: str, max_characters: int
+) -> Iterator[list[Question] | None]:
+    """What to ask about each candidate, in order.
+
+    Args:
+        log: The request log.
+        candidates: Some, whose texts are read at once.
+        judge: Its digest.
+        max_characters: Of what was asked and answered.
+
+    Yields:
+        One question; two for a pair, in both orders; none where the log holds no text; None
+        for what is too long.
+    """
+    texts = _texts(log, [name for one in candidates for name in one.ids])
+    for one in candidates:
+        found = [texts[name] for name in one.ids if name in texts]
+        asked = {prompt for prompt, _ in found}
+        answers = tuple(answer for _, answer in found)
+        if len(found) < len(one.ids) or len(asked) > 1:  # or two requests under one id
+            yield []
+        elif sum(map(len, (*asked, *answers))) > max_characters:
+            yield None
+        else:
+            turns, orders = json.loads(asked.pop()), (False, True)[: len(answers)]
+            yield [
+                _question(one, turns, answers, judge, swapped)
+                for swapped in orders
+                if swapped not in one.done
+            ]
+
+
+def _question(
+    one: Candidate, turns: Turns, answers: tuple[str, ...], judge: str, swapped: bool
+) -> Question:
+    shown = answers[::-1] if swapped else answers
+    row = {RESPONSE_ID: one.row[RESPONSE_ID], "sampled": one.sampled, "swapped": swapped}
+    row |= {name: one.row[name] for name in _TOLD} | {"kind": MARK}
+    if one.other is not None:
+        row |= {"kind": PAIR, "other_id": one.other[RESPONSE_ID]}
+        row |= {f"other_{name}": one.other[name] for name in ("model", "version")}
+    return Question(turns, shown, question_key(judge, turns, shown), row)
+
+
+def _texts(log: DayTable, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """What was asked, as turns in JSON, and answered, by response id."""
+    found = {}
+    for day, names in groupby(sorted(ids, key=id_ms), key=lambda name: day_of(id_ms(name))):
+        for row in log.find(list(names), day).to_pylist():
+            if row["prompt"] and (row["answer"] or "").strip():
+                found[row[RESPONSE_ID]] = (row["prompt"], row["answer"])
+    return found
+
+
+def _newest(row: Row) -> int:
+    return -id_ms(row[RESPONSE_ID])
