@@ -74,6 +74,7 @@ class World:
             "min_labels": 20,
             "max_tries": 1,
             "timeout_s": 20,
+            "num_concurrent": 16,
         }
         self.path.write_text(
             yaml.safe_dump(

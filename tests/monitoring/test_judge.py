@@ -331,7 +331,8 @@ def test_why_there_is_no_verdict_is_written_down(world, server, reply, note):
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_judge_that_fails_is_asked_again_another_time(world, server, status):
+def test_a_judge_that_fails_is_asked_again_another_time(build, server, status):
+    world = build(num_concurrent=2)
     server.fail = lambda path, body: (
         status,
         '{"error": {"message": "not now"}}',
@@ -498,3 +499,19 @@ def test_a_killed_run_is_gone_on_with_and_pays_again_only_for_what_was_under_way
     assert world.run().judged == 3
     assert len(server.seen) == 7
     assert len({row["response_id"] for row in world.rows()}) == len(world.rows()) == 6
+
+
+def test_the_judge_may_stand_behind_a_gateway(world, server, tmp_path):
+    from penstock.serve_section import ModelConfig, Serve
+    from penstock.serving.gateway import Surroundings
+    from penstock.serving.server import BackgroundServer
+
+    backend = {"type": "openai", "url": server.url}
+    models = {"judge": ModelConfig(source="the-judge", backend=backend)}
+    config = Serve(port=0, metrics_port=None, models=models)
+    world.answer([GOOD, BAD])
+    with BackgroundServer(config, Surroundings(None, tmp_path / "cache")) as gateway:
+        gateway.wait_ready(60)
+        world.open(base_url=f"{gateway.url}/v1", model="judge")
+        assert world.run().judged == 2
+    assert sorted(row["score"] for row in world.rows()) == [0.0, 1.0]
