@@ -19,6 +19,8 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
+import pyarrow.compute as pc
+
 from penstock.day_tables import RESPONSE_ID
 from penstock.errors import RecipeError
 from penstock.judge_section import JudgeSection
@@ -27,7 +29,15 @@ from penstock.ledger import Ledger
 from penstock.ledger.judge_budget import JudgeBudget
 from penstock.monitoring.judge_asking import Asking
 from penstock.monitoring.judge_prompts import judge_digest
-from penstock.monitoring.judge_questions import Candidate, answered, marks, pairs
+from penstock.monitoring.judge_questions import (
+    DAY_MS,
+    Candidate,
+    answered,
+    by_turns,
+    labelled,
+    pairs,
+    sampled,
+)
 from penstock.monitoring.judge_work import Known, Outcome, Work
 from penstock.monitoring.logged_texts import SETTLE_MS
 from penstock.recipe import Recipe
@@ -37,7 +47,8 @@ from penstock.stages.base import Progress, Silent
 from penstock.store import Store
 from penstock.traffic import Traffic
 
-_DAY_MS = 86_400_000
+# Rows that a gateway could not write in time come so late, seldom later.
+_LATE_MS = 3_600_000
 _SILENT = Silent()
 
 
@@ -70,7 +81,7 @@ class Judge:
             None if usd is None else to_nanousd(Decimal(str(usd))),
         )
 
-    @cached_property
+    @property
     def digests(self) -> frozenset[str]:
         """Of all versions of the model."""
         return frozenset(one.digest for one in self.ledger.models(self.recipe.model_name))
@@ -95,52 +106,60 @@ class Judge:
         claim = self.ledger.try_claim(f"judge/{self.digest}")
         if claim is None:
             return Outcome(busy=True)
+        work = Work(self.section, self.digest, self.traffic, log_config, asking)
         with claim:
-            candidates = self._candidates(in_pairs, now_s)
-            known = self._known(PAIR if in_pairs else MARK) if candidates else {}
-            work = Work(self.section, self.digest, self.traffic, log_config, asking, known)
-            if candidates:
-                with progress.track("judge", len(candidates)) as advance:
-                    asyncio.run(work.go(candidates, advance))
-        return work.outcome
+            return self._judged(work, PAIR if in_pairs else MARK, self.span(now_s), progress)
 
     def rows(self, kind: str, columns: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Rows of this judge and kind, with some columns, in no order."""
         for batch in self.traffic.judged.scan(columns=["kind", "judge", *columns]):
-            for row in batch.to_pylist():
-                if row["judge"] == self.digest and row["kind"] == kind:
-                    yield row
+            kept = pc.and_(pc.equal(batch["judge"], self.digest), pc.equal(batch["kind"], kind))
+            yield from batch.filter(kept).to_pylist()
 
     def span(self, now_s: float | None = None) -> tuple[int, int]:
         """What is looked at: its first millisecond, and the first one after it."""
         now_ms = int(1000 * (time.time() if now_s is None else now_s))
-        return now_ms - self.section.days * _DAY_MS, now_ms - SETTLE_MS
+        return now_ms - self.section.days * DAY_MS, now_ms - SETTLE_MS
 
     # -- inside --------------------------------------------------------------
 
     def _log_config(self) -> LogConfig:
         config = self.recipe.serve.log
-        if config is None:
-            raise RecipeError("Requests are not logged, so there is nothing to judge.",
-                              "Set serve.log: {content: true}")  # fmt: skip
-        if not config.content:
-            raise RecipeError("The log holds no texts, so there is nothing to judge.",
-                              "Set serve.log.content: true")  # fmt: skip
+        if config is None or not config.content:
+            what = "Requests are not logged" if config is None else "The log holds no texts"
+            raise RecipeError(f"{what}, so nothing can be judged.", "Set serve.log.content: true")
         return config
 
-    def _candidates(self, in_pairs: bool, now_s: float | None) -> list[Candidate]:
-        start_ms, end_ms = self.span(now_s)
-        rows, shadows = answered(self.traffic.log, start_ms, end_ms, self.digests)
-        if in_pairs:
-            found = pairs(rows, shadows, self.section.sample)
-        else:
+    def _judged(self, work: Work, kind: str, span: tuple[int, int], progress: Progress) -> Outcome:
+        # A larger sample has answers that a smaller one has passed by, and so have more days.
+        chosen = f"{kind}/{self.section.sample:g}/{self.section.days}"
+        place = f"judge-upto/{self.recipe.name}/{self.digest}/{chosen}"
+        candidates = self._candidates(kind, span, self.ledger.watermark(place))
+        if candidates:
+            work.known.update(self._known(kind))
+            with progress.track("judge", len(candidates)) as advance:
+                asyncio.run(work.go(candidates, advance))
+        if not work.outcome.left and not work.outcome.failed:
+            self.ledger.set_watermark(place, span[1])
+        return work.outcome
+
+    def _candidates(self, kind: str, span: tuple[int, int], upto_ms: int | None) -> list[Candidate]:
+        """What is still to be asked; the log before the last complete run is not read again."""
+        start_ms, end_ms = span
+        since_ms = start_ms if upto_ms is None else max(start_ms, upto_ms - _LATE_MS)
+        share, log = self.section.sample, self.traffic.log
+        found: list[Candidate] = []
+        for rows, shadows in answered(log, since_ms, end_ms, self.digests):
+            found += pairs(rows, shadows, share) if kind == PAIR else sampled(rows, share)
+        done = self._done(kind)
+        if kind == MARK:
             said = self.traffic.feedback.between(start_ms, end_ms, (RESPONSE_ID, "score"))
-            labelled = {row[RESPONSE_ID] for row in said.to_pylist() if row["score"] is not None}
-            found = marks(rows, labelled, self.section.sample)
-        done = self._done(PAIR if in_pairs else MARK)
-        orders = 2 if in_pairs else 1
-        open_ = (replace(one, done=done.get(one.ids, frozenset())) for one in found)
-        return [one for one in open_ if len(one.done) < orders]
+            names = {row[RESPONSE_ID] for row in said.to_pylist() if row["score"] is not None}
+            fresh = {name for name in names if (name,) not in done}
+            found = by_turns(labelled(log, fresh, self.digests, share), found)
+        orders = 2 if kind == PAIR else 1
+        still = (replace(one, done=done.get(one.ids, frozenset())) for one in found)
+        return [one for one in still if len(one.done) < orders]
 
     def _done(self, kind: str) -> dict[tuple[str, ...], frozenset[bool]]:
         """In which orders candidates were asked about, by the ids of their answers."""

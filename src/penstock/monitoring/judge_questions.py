@@ -6,14 +6,19 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from hashlib import blake2b
 from itertools import groupby, zip_longest
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from penstock.day_tables import RESPONSE_ID, DayTable, day_of, id_ms
 from penstock.judged import MARK, PAIR
 from penstock.monitoring.judge_prompts import Turns, question_key
 
+DAY_MS = 86_400_000
 _ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/completions"})
 _COLUMNS = (
     *(RESPONSE_ID, "request_id", "endpoint", "status", "shadow", "digest"),
@@ -78,53 +83,76 @@ def lot(response_id: str) -> int:
 
 def answered(
     log: DayTable, start_ms: int, end_ms: int, digests: Collection[str]
-) -> tuple[list[Row], list[Row]]:
-    """Generated answers of a span, newest first: those that clients saw, and shadows of any model.
+) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Generated answers of a span, day by day, the newest day first.
 
     Args:
         log: The request log.
         start_ms: The first millisecond, Unix.
         end_ms: The first one after the span.
         digests: Of the versions whose answers count.
+
+    Yields:
+        Rows of answers that clients saw, and of shadows of any model.
     """
-    seen: list[Row] = []
-    shadows: list[Row] = []
-    for row in log.between(start_ms, end_ms, _COLUMNS).to_pylist():
-        if row["status"] != 200 or row["endpoint"] not in _ENDPOINTS:
-            continue
-        if row["shadow"]:
-            shadows.append(row)
-        elif row["digest"] in digests:
-            seen.append(row)
-    return sorted(seen, key=_newest), sorted(shadows, key=_newest)
+    while start_ms < end_ms:
+        begin_ms = max(start_ms, (end_ms - 1) // DAY_MS * DAY_MS)
+        rows = log.between(begin_ms, end_ms, _COLUMNS)
+        end_ms = begin_ms
+        if rows.num_rows:
+            kept = pc.and_(pc.equal(rows["status"], 200), _is_in(rows["endpoint"], _ENDPOINTS))
+            rows = rows.filter(kept)
+            ours = pc.and_(pc.invert(rows["shadow"]), _is_in(rows["digest"], digests))
+            yield rows.filter(ours), rows.filter(rows["shadow"])
 
 
-def marks(rows: Iterable[Row], labelled: Collection[str], share: float) -> list[Candidate]:
-    """Answers to mark: by turns one that people have scored, and one of the sample.
-
-    Scored ones say what the rest is worth; but many scores must not take the whole budget.
-    """
-    scored: list[Candidate] = []
-    others: list[Candidate] = []
-    for row in rows:
-        one = Candidate(row, None, is_sampled(row[RESPONSE_ID], share))
-        if row[RESPONSE_ID] in labelled:
-            scored.append(one)
-        elif one.sampled:
-            others.append(one)
-    return [one for both in zip_longest(scored, others) for one in both if one is not None]
+def sampled(rows: pa.Table, share: float) -> list[Candidate]:
+    """Answers that the sample has, newest first."""
+    drawn = [is_sampled(name, share) for name in rows[RESPONSE_ID].to_pylist()]
+    found = rows.filter(pa.array(drawn, pa.bool_())).to_pylist()
+    return [Candidate(row, None, True) for row in sorted(found, key=_newest)]
 
 
-def pairs(rows: Sequence[Row], shadows: Sequence[Row], share: float) -> list[Candidate]:
+def labelled(
+    log: DayTable, ids: Collection[str], digests: Collection[str], share: float
+) -> list[Candidate]:
+    """Answers that people have scored, newest first."""
+    rows = [
+        row
+        for day, names in _by_day(ids)
+        for row in log.find(names, day).to_pylist()
+        if row["status"] == 200
+        and row["endpoint"] in _ENDPOINTS
+        and not row["shadow"]
+        and row["digest"] in digests
+    ]
+    found = [{name: row[name] for name in _COLUMNS} for row in rows]
+    return [
+        Candidate(row, None, is_sampled(row[RESPONSE_ID], share))
+        for row in sorted(found, key=_newest)
+    ]
+
+
+def by_turns(first: Sequence[Candidate], second: Sequence[Candidate]) -> list[Candidate]:
+    """One of each by turns, and none twice: many of one kind must not take the whole budget."""
+    found: dict[tuple[str, ...], Candidate] = {}
+    for both in zip_longest(first, second):
+        for one in both:
+            if one is not None:
+                found.setdefault(one.ids, one)
+    return list(found.values())
+
+
+def pairs(rows: pa.Table, shadows: pa.Table, share: float) -> list[Candidate]:
     """Answers with that of a shadow to the same request; clients' own ids may stand for several."""
-    times = Counter(row["request_id"] for row in rows)
-    copies = Counter(row["request_id"] for row in shadows)
-    twins = {row["request_id"]: row for row in shadows if copies[row["request_id"]] == 1}
+    copies = Counter(shadows["request_id"].to_pylist())
+    twins = {row["request_id"]: row for row in shadows.to_pylist()}
+    seen = rows.filter(_is_in(rows["request_id"], twins)).to_pylist()
+    times = Counter(row["request_id"] for row in seen)
     return [
         Candidate(row, twins[row["request_id"]], True)
-        for row in rows
-        if row["request_id"] in twins
-        and times[row["request_id"]] == 1
+        for row in sorted(seen, key=_newest)
+        if times[row["request_id"]] == copies[row["request_id"]] == 1
         and is_sampled(row[RESPONSE_ID], share)
     ]
 
@@ -177,11 +205,20 @@ def _question(
 def _texts(log: DayTable, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
     """What was asked, as turns in JSON, and answered, by response id."""
     found = {}
-    for day, names in groupby(sorted(ids, key=id_ms), key=lambda name: day_of(id_ms(name))):
-        for row in log.find(list(names), day).to_pylist():
+    for day, names in _by_day(ids):
+        for row in log.find(names, day).to_pylist():
             if row["prompt"] and (row["answer"] or "").strip():
                 found[row[RESPONSE_ID]] = (row["prompt"], row["answer"])
     return found
+
+
+def _by_day(ids: Iterable[str]) -> Iterator[tuple[date, list[str]]]:
+    for day, names in groupby(sorted(ids, key=id_ms), key=lambda name: day_of(id_ms(name))):
+        yield day, list(names)
+
+
+def _is_in(column: Any, values: Iterable[str]) -> Any:
+    return pc.is_in(column, pa.array(list(values), pa.string()))
 
 
 def _newest(row: Row) -> int:

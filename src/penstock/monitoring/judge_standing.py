@@ -32,6 +32,7 @@ _COLUMNS = (
     *(RESPONSE_ID, "score", "sampled", "tenant", "conversation", "rollout", "version"),
     *(VERSION, ROW),
 )
+_SIDES = ("model", "version", "other_model", "other_version")
 _RATED = (RESPONSE_ID, "tenant", "rater", "kind", "score", VERSION, ROW)
 
 Marked = Mapping[str, Any]
@@ -150,7 +151,7 @@ def raters(judge: Judge, now_s: float | None = None) -> Raters:
 
 
 def preferences(judge: Judge) -> dict[tuple[str, str], Preference]:
-    """Which version is preferred, by the labels of both: what users saw, and the shadow."""
+    """Which version is preferred, by the names of what users saw and of the shadow."""
     columns = (RESPONSE_ID, "other_id", "swapped", "score", *_SIDES)
     both: dict[tuple[str, str], dict[bool, Any]] = defaultdict(dict)
     for row in judge.rows(PAIR, columns):
@@ -160,13 +161,10 @@ def preferences(judge: Judge) -> dict[tuple[str, str], Preference]:
         values = [row["score"] for row in orders.values() if row["score"] is not None]
         if len(values) == 2:
             row = orders[False]
-            sides = (f"{row['model']} version {row['version']}",
-                     f"{row['other_model']} version {row['other_version']}")  # fmt: skip
-            scores[sides].append((values[0], values[1]))
+            seen = f"{row['model']} version {row['version']}"
+            shadow = f"{row['other_model']} version {row['other_version']}"
+            scores[seen, shadow].append((values[0], values[1]))
     return {sides: Preference.of(each) for sides, each in sorted(scores.items())}
-
-
-_SIDES = ("model", "version", "other_model", "other_version")
 
 
 def count_in_rollouts(judge: Judge, rows: Iterable[Marked], standing: Standing) -> int:
@@ -237,10 +235,14 @@ def _sides(judge: Judge, rows: Iterable[Marked], move: Move) -> tuple[list[bool]
 
 
 def _look(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
-    sides = GoodShare.of(before), GoodShare.of(after)
-    good = {f"{name}_{what}": value for name, side in zip(("before", "after"), sides, strict=True)
-            for what, value in (("good", side.good), ("num", side.num))}  # fmt: skip
-    return {"p": worse_p(*sides), **good}
+    old, new = GoodShare.of(before), GoodShare.of(after)
+    return {
+        "p": worse_p(old, new),
+        "good_before": old.good,
+        "num_before": old.num,
+        "good_after": new.good,
+        "num_after": new.num,
+    }
 
 
 def _independent(rows: Iterable[Marked]) -> list[Marked]:

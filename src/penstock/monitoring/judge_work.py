@@ -93,7 +93,7 @@ class Work:
     traffic: Traffic
     log_config: LogConfig
     asking: Asking
-    known: dict[str, Known]
+    known: dict[str, Known] = field(default_factory=dict)
     outcome: Outcome = field(default_factory=Outcome)
     _num_drawn: int = 0
     _failed_in_a_row: int = 0
