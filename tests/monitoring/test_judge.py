@@ -134,6 +134,42 @@ def test_what_people_have_scored_is_judged_whatever_the_sample_says(build):
     assert (row["response_id"], row["sampled"]) == (first, False)
 
 
+def test_what_is_scored_long_after_it_was_passed_by_is_judged_too(build):
+    world = build(sample=1e-9)
+    (name,) = world.answer([GOOD], minutes_ago=60 * 24 * 3)
+    assert world.run().judged == 0
+    world.say([name], 0.0)
+    assert world.run().judged == 1
+
+
+def test_a_larger_sample_takes_what_a_smaller_one_has_passed_by(build):
+    world = build(sample=1e-9)
+    world.answer([GOOD] * 3, minutes_ago=60 * 24 * 3)
+    world.answer([GOOD] * 3, minutes_ago=60 * 24 * 2)
+    assert world.run().judged == 0
+    world.open(sample=1.0)
+    assert world.run().judged == 6
+
+
+def test_the_newest_go_first_where_the_budget_is_short(build):
+    world = build(max_questions_per_day=2, num_concurrent=1)
+    world.answer([GOOD], minutes_ago=60 * 24 * 3)
+    newest = world.answer([GOOD, GOOD], minutes_ago=5)
+    world.answer([GOOD], minutes_ago=60 * 24)
+    assert world.run().left == 2
+    assert {row["response_id"] for row in world.rows()} == set(newest)
+    world.open(max_questions_per_day=10)
+    assert world.run().judged == 2
+
+
+def test_people_s_scores_do_not_take_the_whole_budget(build):
+    world = build(max_questions_per_day=10, num_concurrent=1)
+    world.say(world.answer([GOOD] * 20, minutes_ago=5), 1.0)
+    others = world.answer([GOOD] * 20, minutes_ago=60)
+    world.run()
+    assert len({row["response_id"] for row in world.rows()} & set(others)) == 5
+
+
 def test_other_criteria_ask_again(world, server):
     world.answer([GOOD])
     world.run()
@@ -429,6 +465,25 @@ def test_an_unknown_model_is_said_to_be_one(world, server):
     world.answer([GOOD])
     with pytest.raises(EvaluationError, match="does not know the model 'another'"):
         world.run()
+
+
+def test_what_was_paid_for_is_written_before_a_ledger_that_fails_is_told(world, monkeypatch):
+    from penstock.errors import LedgerError
+
+    taken, take = [], JudgeBudget.take
+
+    def fails_once(self, nanousd):
+        taken.append(nanousd)
+        if len(taken) == 2:
+            raise LedgerError("The ledger cannot be written.")
+        return take(self, nanousd)
+
+    monkeypatch.setattr(JudgeBudget, "take", fails_once)
+    world.answer([GOOD] * 3)
+    with pytest.raises(LedgerError):
+        world.run()
+    assert len(world.rows()) == 2
+    assert world.run().judged == 1
 
 
 def test_an_empty_log_is_no_failure(world, server):

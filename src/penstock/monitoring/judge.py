@@ -156,7 +156,8 @@ class Judge:
             said = self.traffic.feedback.between(start_ms, end_ms, (RESPONSE_ID, "score"))
             names = {row[RESPONSE_ID] for row in said.to_pylist() if row["score"] is not None}
             fresh = {name for name in names if (name,) not in done}
-            found = by_turns(labelled(log, fresh, self.digests, share), found)
+            others = [one for one in found if one.row[RESPONSE_ID] not in fresh]
+            found = by_turns(labelled(log, fresh, self.digests, share), others)
         orders = 2 if kind == PAIR else 1
         still = (replace(one, done=done.get(one.ids, frozenset())) for one in found)
         return [one for one in still if len(one.done) < orders]

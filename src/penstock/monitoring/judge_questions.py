@@ -134,13 +134,9 @@ def labelled(
 
 
 def by_turns(first: Sequence[Candidate], second: Sequence[Candidate]) -> list[Candidate]:
-    """One of each by turns, and none twice: many of one kind must not take the whole budget."""
-    found: dict[tuple[str, ...], Candidate] = {}
-    for both in zip_longest(first, second):
-        for one in both:
-            if one is not None:
-                found.setdefault(one.ids, one)
-    return list(found.values())
+    """One of each by turns: many of one kind must not take the whole budget."""
+    mixed = zip_longest(first, second)
+    return [one for both in mixed for one in both if one is not None]
 
 
 def pairs(rows: pa.Table, shadows: pa.Table, share: float) -> list[Candidate]:

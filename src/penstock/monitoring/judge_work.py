@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -98,6 +98,7 @@ class Work:
     _num_drawn: int = 0
     _failed_in_a_row: int = 0
     _last: EvaluationError | None = None
+    _fatal: BaseException | None = None
 
     async def go(self, candidates: Sequence[Candidate], advance: Callable[[int], object]) -> None:
         """Ask, and write what comes back before more is asked.
@@ -116,6 +117,8 @@ class Work:
                 rows, goes_on = await self._ask(session, some)
                 if rows:
                     writer.append(writer.begin(), rows)
+                if self._fatal is not None:
+                    raise self._fatal
         writer.tidy_if_due()
         if not goes_on:
             self.outcome.left += len(candidates) - self._num_drawn
@@ -144,6 +147,7 @@ class Work:
         replies = await asyncio.gather(*asked, return_exceptions=True)
         answered = dict(zip(fresh, replies, strict=True))
         taken = [self._take(key, reply) for key, reply in answered.items()]
+        self._clean(answered)
         rows = []
         for one in some:
             if one.key in self.known:
@@ -161,16 +165,16 @@ class Work:
             self.known[key] = (
                 Known(None, None, reply.note)
                 if found is None
-                else Known(found.score, self._cleaned(found.reason), None)
+                else Known(found.score, found.reason, None)
             )
         elif isinstance(reply, EvaluationError):
             self._failed_in_a_row += 1
             self.outcome.failed += 1
             self._last, self.outcome.trouble = reply, reply.message
-        elif isinstance(reply, BudgetSpent):
-            return False
         else:
-            raise reply
+            if not isinstance(reply, BudgetSpent):
+                self._fatal = reply
+            return False
         return True
 
     def _row(self, one: Question, reply: Reply | None) -> dict[str, Any]:
@@ -196,11 +200,15 @@ class Work:
             "judged_at": datetime.now(UTC),
         }
 
-    def _cleaned(self, reason: str) -> str:
-        """A reason may quote what it is about."""
-        from penstock.monitoring.redaction import redacted, storable  # imports polars
+    def _clean(self, keys: Iterable[str]) -> None:
+        """Take personal data out of reasons, which may quote what they are about."""
+        from penstock.monitoring.redaction import redacted_all, storable  # imports polars
 
-        return redacted(reason) if self.log_config.redact else storable(reason)
+        told = [key for key in keys if key in self.known and self.known[key].reason]
+        reasons = [self.known[key].reason or "" for key in told]
+        clean = redacted_all(reasons) if self.log_config.redact else map(storable, reasons)
+        for key, reason in zip(told, clean, strict=True):
+            self.known[key] = self.known[key]._replace(reason=reason)
 
     def _complain(self, error: EvaluationError) -> None:
         kept = f"{self.outcome.judged:,} verdicts of this run are kept; run again to go on."
