@@ -13,7 +13,7 @@ NAMED = "tiny-model"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``folder`` as ``name``.
+    """Serves ``folder`` as ``name``; without a folder, ``fail`` answers everything.
 
     Attributes:
         fail: Called with path and body; an answer ``(status, text, headers)``
@@ -27,7 +27,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, folder, port=0, name=NAMED, likelihoods=True):
         super().__init__(("127.0.0.1", port), _Handler)
         self.name, self.likelihoods, self.fail, self.seen = name, likelihoods, None, []
-        self.model = _Model(folder)
+        self.model = folder and _Model(folder)
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from penstock.drift_section import DriftSection
+from penstock.judge_section import JudgeSection
 from penstock.retrain_section import RetrainSection
 from penstock.section import Section
 from penstock.slo_section import Slo
@@ -17,6 +18,9 @@ class Observe(Section):
         None,
         description="Whether requests and answers have changed. Null: nobody looks. `{}` takes "
         "the defaults.",
+    )
+    judge: JudgeSection | None = Field(
+        None, description="A model that judges sampled answers. Null: none does."
     )
     slo: Slo = Slo()
     retrain: RetrainSection | None = Field(

@@ -1,9 +1,10 @@
-"""What was asked, answered and said of it: two tables beside those of the stages.
+"""What was asked, answered and said of it: three tables beside those of the stages.
 
 ::
 
     requests/log/day=2026-11-27/...        a row for each request
     requests/feedback/day=2026-11-27/...   a row for each opinion, by the day of its response
+    requests/judged/day=2026-11-27/...     what a judge said of it; see ``judged.py``
 
 All recipes of a store share them. The gateway writes them (``monitoring``), the
 ``requests`` source and ``penstock lineage`` read them.
@@ -100,11 +101,12 @@ class Known:
 
 
 class Traffic:
-    """The log and the feedback of one store."""
+    """The log, the feedback and the judged answers of one store."""
 
     def __init__(self, folder: Folder) -> None:
         self.log = DayTable(folder / "log")
         self.feedback = DayTable(folder / "feedback")
+        self.judged = DayTable(folder / "judged")
 
     @classmethod
     def of(cls, store: Store) -> Traffic:

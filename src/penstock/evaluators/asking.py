@@ -8,13 +8,15 @@ import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from penstock.errors import EvaluationError
 from penstock.registry import require
 
 _TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+# Timeouts, of which nobody knows whether the model has worked for them.
+_MAY_HAVE_WORKED = frozenset({408, 504})
 _LONGEST_PAUSE_S = 30.0
 _QUOTED_CHARS = 300
 _GATEWAY = "x-penstock-model"
@@ -25,6 +27,18 @@ class Refused(EvaluationError):
     """The server says that the request itself is wrong."""
 
 
+class Metered(Protocol):
+    """Told of each try, by who counts them."""
+
+    async def begin(self) -> None:
+        """A request is about to be sent; what this raises ends the question."""
+        ...
+
+    async def failed(self) -> None:
+        """The server could not be reached, or said no: the model has not worked for it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Asker:
     """One model behind one server.
@@ -32,27 +46,37 @@ class Asker:
     Attributes:
         url: Of the API.
         model: What the server calls it.
-        digest: Of the files that it must have loaded.
+        digest: Of the files that it must have loaded; None takes whatever it serves.
         believed: Nobody checks that; it was started on them, or the recipe says so.
         named_by_digest: Its name on the server holds the digest.
         key: For the server; None sends none.
         timeout_s: For one answer.
         max_tries: For one answer.
         num_concurrent: Requests under way at once.
+        settings: What the recipe calls all this, for messages.
     """
 
     url: str
     model: str
-    digest: str
+    digest: str | None
     believed: bool
     named_by_digest: bool
     key: str | None
     timeout_s: float
     max_tries: int
     num_concurrent: int
+    settings: str = "evaluate.backend"
 
-    async def ask(self, session: Any, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def ask(
+        self, session: Any, path: str, body: Mapping[str, Any], meter: Metered | None = None
+    ) -> dict[str, Any]:
         """POST one request.
+
+        Args:
+            session: Of aiohttp, with a timeout.
+            path: After the address.
+            body: As JSON.
+            meter: Told of each try.
 
         Raises:
             Refused: The server says that the request is wrong.
@@ -62,22 +86,24 @@ class Asker:
         tries = 0
         while True:
             tries += 1
-            failure, pause_s = await self._try(session, path, body)
+            failure, pause_s = await self._try(session, path, body, meter)
             if isinstance(failure, dict):
                 return failure
             if tries >= self.max_tries:
                 raise EvaluationError(
                     f"{self.shown}{path} {failure}, {tries} times in a row.",
-                    "Nothing was recorded; run again when it answers, or lower num_concurrent.",
+                    f"Run again when it answers, or lower {self.settings}.num_concurrent.",
                 )
             backoff_s = min(_LONGEST_PAUSE_S, 0.25 * 2**tries) * random.uniform(0.5, 1)  # noqa: S311
             await asyncio.sleep(backoff_s if pause_s is None else pause_s)
 
     async def _try(
-        self, session: Any, path: str, body: Mapping[str, Any]
+        self, session: Any, path: str, body: Mapping[str, Any], meter: Metered | None
     ) -> tuple[dict[str, Any] | str, float | None]:
         """The answer, or how it failed and what pause the server asks for."""
         aiohttp = require("aiohttp", "evaluate")
+        if meter is not None:
+            await meter.begin()
         try:
             # A redirect could take prompts and key to somewhere else.
             async with session.post(
@@ -88,7 +114,11 @@ class Asker:
         except TimeoutError:
             return f"gave no answer within {self.timeout_s:g} s", None
         except aiohttp.ClientError as error:
+            if meter is not None and isinstance(error, aiohttp.ClientConnectorError):
+                await meter.failed()
             return f"cannot be reached: {self._safe(str(error)) or type(error).__name__}", None
+        if meter is not None and status >= 400 and status not in _MAY_HAVE_WORKED:
+            await meter.failed()
         if status in _TRANSIENT:
             return f"answered HTTP {status}: {self._quoted(text)}", _pause_s(headers)
         return self._checked(path, status, headers, text), None
@@ -106,9 +136,9 @@ class Asker:
         if not 200 <= status < 300:
             raise Refused(
                 f"{self.shown}{path} answered HTTP {status}: {self._quoted(text)}.",
-                "Set evaluate.backend.api_key_env, if the server wants a key."
+                f"Set {self.settings}.api_key_env, if the server wants a key."
                 if status in (401, 403)
-                else "Check evaluate.backend against the server's own documentation.",
+                else f"Check {self.settings} against the server's own documentation.",
             )
         try:
             answer = json.loads(text)
@@ -119,7 +149,7 @@ class Asker:
             raise EvaluationError(
                 f"{self.shown}{path} answered something that is no completion: "
                 f"{self._quoted(text)}.",
-                "Check evaluate.backend.base_url: it is the API's address, with its /v1.",
+                f"Check {self.settings}.base_url: it is the API's address, with its /v1.",
             )
         self._check_model(headers, answer)
         return dict(answer)
@@ -130,6 +160,8 @@ class Asker:
         Raises:
             EvaluationError: It is another model, or nobody can tell.
         """
+        if self.digest is None:
+            return
         if _GATEWAY in headers:
             found = _FINGERPRINT.fullmatch(str(answer.get("system_fingerprint")))
             if found is None or not self.digest.startswith(found[1]):

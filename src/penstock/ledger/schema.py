@@ -212,6 +212,15 @@ drift_windows = sa.Table(
     Column("version", Integer, nullable=False),
     Column("found", Text, nullable=False),
 )
+# What a judge was asked on a day; judge_budget.py explains it.
+judge_days = sa.Table(
+    "judge_days",
+    metadata,
+    Column("recipe", String(100), primary_key=True),
+    Column("day", String(10), primary_key=True),
+    Column("questions", BigInteger, nullable=False),
+    Column("nanousd", BigInteger, nullable=False),
+)
 
 # API keys and what they use; the amounts are explained in accounts.py.
 api_keys = sa.Table(
