@@ -2,24 +2,22 @@
 
 import uuid
 
-import pyarrow as pa
 import pytest
 import yaml
 from langsmith import Client
 from langsmith.integrations.otel import langsmith_run_id_from_otel_span_id
 from langsmith.schemas import FeedbackCreate
 
-from penstock.day_tables import DAY, ID_MS, RESPONSE_ID, DayTable, day_of, id_ms
+from penstock.day_tables import DAY, ID_MS, RESPONSE_ID, day_of, id_ms
 from penstock.errors import LedgerError, PenstockError, RecipeError
+from penstock.judged import JUDGED_SCHEMA
 from penstock.monitoring import score_calls, score_export
 from penstock.monitoring.row_writer import RowWriter
 from penstock.monitoring.score_calls import ScoresNotSent
-from penstock.monitoring.score_export import ScoreSender, headline, sources_of, summary
+from penstock.monitoring.score_export import ScoreSender, headline, summary
 from penstock.monitoring.score_targets import NOT_THERE, Traced, langsmith_feedback
-from penstock.monitoring.scores import Score, ScoreTable
+from penstock.monitoring.scores import Score
 from penstock.project import open_project
-from penstock.tables import ROW, VERSION
-from penstock.traffic import FOLDER, Traffic
 from score_tools import KEYS, SESSION, ScoreTools
 from traffic_rows import Writers, asked, correction, opinion, response_id
 
@@ -374,37 +372,37 @@ def test_long_backlogs_are_noted_on_the_way(world, tools, monkeypatch):
     assert len(tools.scores) == 5
 
 
-def test_a_second_source_is_a_table_and_a_function(world, tools):
-    schema = pa.schema(
-        [
-            (DAY, pa.date32()),
-            (ID_MS, pa.int64()),
-            (RESPONSE_ID, pa.string()),
-            ("name", pa.string()),
-            ("score", pa.float64()),
-            ("comment", pa.string()),
-            (VERSION, pa.int64()),
-            (ROW, pa.int64()),
-        ]
-    )
-    project = world.project(content=True)
-    table = DayTable(project.store.table_at(FOLDER).folder / "judged")
+def judged(name, score=0.75, judge="ab" * 32, **more):
+    """A row of the judge's, as it would be written."""
+    row = {"kind": "mark", "score": score, "judge": judge, "judge_model": "judge-1"}
+    row |= {DAY: day_of(id_ms(name)), ID_MS: id_ms(name), RESPONSE_ID: name}
+    return row | {"reason": "It answers ann@example.org."} | more
+
+
+def test_a_judges_scores_stand_beside_those_of_people(world, tools):
     name = response_id()
-    row = {"name": "helpful", "score": 0.75, "comment": "It answers.", RESPONSE_ID: name}
-    row |= {DAY: day_of(id_ms(name)), ID_MS: id_ms(name)}
-    writer = RowWriter(table, schema, None)
-    writer.append(writer.begin(), [row])
-
-    def read(row):
-        value, comment = row["score"], row["comment"]
-        return Score(row[RESPONSE_ID], row["name"], "judge", "LLM", value, comment=comment)
-
+    writer = RowWriter(world.writers.traffic.judged, JUDGED_SCHEMA, None)
+    pair = judged(name, kind="pair", other_id=response_id())
+    writer.append(writer.begin(), [judged(name), pair, judged(name, None, note="no verdict")])
     world.writers.say(opinion(name))
-    sources = (*sources_of(Traffic.of(project.store)), ScoreTable("judged", table, read))
-    assert ScoreSender(*project, environ=KEYS, sources=sources).send().num_sent == 2
-    assert shown(tools)[name[-32:], "helpful"] == 0.75
-    world.writers.say(opinion(name, rater="bob"))
-    assert ScoreSender(*project, environ=KEYS, sources=sources).send().num_sent == 1
+    assert world.send(content=True).num_sent == 2
+    shown_ = {one["name"]: one for one in tools.scores.values()}
+    assert shown_["user_thumb"]["value"] == 1
+    said = shown_["judge"]
+    assert (said["value"], said["traceId"]) == (0.75, name[-32:])
+    assert said["comment"] == "It answers [EMAIL]."
+    assert said["metadata"]["judge_model"] == "judge-1"
+
+
+def test_a_judges_new_word_replaces_its_own_and_no_other_judges(world, tools):
+    name = response_id()
+    writer = RowWriter(world.writers.traffic.judged, JUDGED_SCHEMA, None)
+    writer.append(writer.begin(), [judged(name), judged(name, 0.5, judge="cd" * 32)])
+    world.send(to="langsmith")
+    writer.append(writer.begin(), [judged(name, 0.25)])
+    assert world.send(to="langsmith").num_sent == 1
+    assert sorted(one["score"] for one in tools.feedback.values()) == [0.25, 0.5]
+    assert {one["feedback_source"]["type"] for one in tools.feedback.values()} == {"model"}
 
 
 def test_a_receiver_without_a_place_for_scores_is_refused(world):

@@ -25,7 +25,7 @@ def scores(
     set_: Set = None,
     json_: Json = False,
 ) -> None:
-    """Attach what people said of answers to their traces in Phoenix, Langfuse or LangSmith."""
+    """Attach what people and judges said of answers to their traces."""
     from penstock import printing
     from penstock.cli.options import overrides_of
     from penstock.monitoring.score_export import ScoreSender

@@ -24,7 +24,7 @@ from penstock.ledger import Ledger
 from penstock.ledger.waiting_scores import WaitingScores
 from penstock.monitoring.score_calls import NAMES, score_calls
 from penstock.monitoring.score_targets import Problem, ScoreTarget, Traced, score_target
-from penstock.monitoring.scores import Score, ScoreTable, feedback_scores
+from penstock.monitoring.scores import Score, ScoreTable, feedback_scores, judges_scores
 from penstock.monitoring.trace_targets import target
 from penstock.monitoring.traces import MAX_CONTENT_CHARS, in_sample
 from penstock.recipe import Recipe
@@ -62,7 +62,7 @@ class ScoresSent:
 
 def sources_of(traffic: Traffic) -> tuple[ScoreTable, ...]:
     """All that scores responses in a project; one more is one more here."""
-    return (feedback_scores(traffic),)
+    return feedback_scores(traffic), judges_scores(traffic)
 
 
 class ScoreSender:

@@ -15,6 +15,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from penstock.day_tables import RESPONSE_ID, DayTable, day_of, id_ms
+from penstock.judged import MARK
 from penstock.tables import VERSION
 from penstock.traffic import Traffic
 
@@ -132,4 +133,23 @@ def _of_opinion(row: Mapping[str, Any]) -> Score:
         correction=row["text"],
         comment=row["comment"],
         about=tuple((name, value) for name, value in about.items() if value),
+    )
+
+
+def judges_scores(traffic: Traffic) -> ScoreTable:
+    """What judges said of single answers; pairs are of two."""
+    return ScoreTable("judged", traffic.judged, _of_judge)
+
+
+def _of_judge(row: Mapping[str, Any]) -> Score | None:
+    if row["kind"] != MARK or row["score"] is None:
+        return None
+    return Score(
+        response_id=row[RESPONSE_ID],
+        name="judge",
+        by=row["judge"],
+        annotator="LLM",
+        value=row["score"],
+        comment=row["reason"],
+        about=(("judge_model", row["judge_model"]), ("judge", row["judge"][:16])),
     )
