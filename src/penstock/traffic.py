@@ -47,6 +47,7 @@ LOG_SCHEMA = pa.schema(
         ("tenant", pa.string()),
         ("key_id", pa.string()),
         ("conversation", pa.string()),
+        ("trace_id", pa.string()),  # null: no trace was sent, or it was not yet told here
         ("status", pa.int64()),
         ("error", pa.string()),
         ("finish_reason", pa.string()),

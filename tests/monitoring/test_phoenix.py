@@ -6,11 +6,23 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 import phoenix_server
+from penstock.monitoring.score_calls import ScoresNotSent
+from penstock.monitoring.score_export import ScoreSender
 from penstock.monitoring.traces import Tracer
+from penstock.project import open_project
 from penstock.traces_section import TracesConfig
 from traced_request import ANSWER, LINEAGE, PROMPT, RESPONSE_ID, request
+from traffic_rows import Writers, asked, correction, opinion, response_id
 
 pytestmark = pytest.mark.slow
+
+RECIPE = """
+name: support
+store: store
+sources: {rows: {type: files, paths: rows.jsonl}}
+evaluate: {tasks: [held_out]}
+gate: {max: {held_out: 8.0}}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -92,3 +104,109 @@ def test_tokens_and_cost_of_a_request_are_counted_once(phoenix):
 def test_a_wrong_key_is_refused_by_phoenix_and_counted(phoenix):
     _, outcomes = sent(phoenix, "refused", key="px-not-a-key")
     assert outcomes == {"sent": 0, "failed": 1}
+
+
+# -- scores ----------------------------------------------------------------------
+
+
+class Scored:
+    """A project whose responses are traced, and scored."""
+
+    def __init__(self, folder, phoenix, name):
+        self.name, self._phoenix = name, phoenix
+        self._folder = folder
+        (folder / "recipe.yaml").write_text(RECIPE)
+        (folder / "store").mkdir()
+        self.writers = Writers(folder / "store")
+
+    def traced(self, *response_ids):
+        """Send a trace of each, and wait until Phoenix has them."""
+        config = TracesConfig(to="phoenix", endpoint=self._phoenix.url, project=self.name)
+        tracer = Tracer(config, CollectorRegistry(), {"PHOENIX_API_KEY": phoenix_server.KEY})
+        tracer.start()
+        for one in response_ids:
+            tracer.begin(unique=one[-32:]).end(200)
+        tracer.close(30)
+        self._phoenix.spans(self.name, len(response_ids))
+
+    def send(self, key=phoenix_server.KEY, **settings):
+        traces = {"to": "phoenix", "endpoint": self._phoenix.url, "project": self.name}
+        project = open_project(self._folder / "recipe.yaml", {"serve.traces": traces | settings})
+        try:
+            return ScoreSender(*project, environ={"PHOENIX_API_KEY": key}).send()
+        finally:
+            project.ledger.close()
+
+    def shown(self, *response_ids):
+        """Annotations of their traces: by trace and name."""
+        asked = "&".join(f"trace_ids={one[-32:]}" for one in response_ids)
+        path = f"/v1/projects/{self.name}/trace_annotations?limit=1000&{asked}"
+        found = self._phoenix.get(path)["data"]
+        return {(one["trace_id"], one["name"], one["identifier"]): one for one in found}
+
+
+@pytest.fixture
+def scored(phoenix, tmp_path, request):
+    return Scored(tmp_path, phoenix, f"scored-{request.node.name}")
+
+
+def test_phoenix_shows_what_people_said_beside_the_trace(scored):
+    name = response_id()
+    scored.traced(name)
+    scored.writers.say(
+        opinion(name, "thumb", 0.0, comment="bob@example.org says five", tenant="acme"),
+        correction(name, "Hold it for ten seconds."),
+    )
+    assert scored.send(content=True).num_sent == 2
+    shown = {kind: one for (_, kind, _), one in scored.shown(name).items()}
+    thumb, corrected = shown["user_thumb"], shown["user_correction"]
+    assert thumb["annotator_kind"] == "HUMAN"
+    assert thumb["result"]["score"] == 0.0
+    assert thumb["result"]["explanation"] == "[EMAIL] says five"
+    assert thumb["metadata"] == {"response_id": name, "rater": "ann", "tenant": "acme"}
+    assert corrected["result"]["label"] == "corrected"
+    assert corrected["result"]["explanation"] == "Hold it for ten seconds."
+
+
+def test_a_changed_word_replaces_the_old_one_in_phoenix(scored):
+    name = response_id()
+    scored.traced(name)
+    scored.writers.say(opinion(name, score=1.0), opinion(name, score=1.0, rater="bob"))
+    scored.send()
+    scored.writers.say(opinion(name, score=0.0))
+    assert scored.send().num_sent == 1
+    values = [one["result"]["score"] for one in scored.shown(name).values()]
+    assert sorted(values) == [0.0, 1.0]
+
+
+def test_a_score_waits_until_phoenix_has_its_trace_and_holds_up_no_other(scored):
+    there, late = response_id(), response_id(number=1)
+    scored.traced(there)
+    scored.writers.say(opinion(there), opinion(late))
+    report = scored.send()
+    assert (report.num_sent, report.num_waiting) == (1, 1)
+    assert len(scored.shown(there)) == 1
+    scored.traced(there, late)
+    report = scored.send()
+    assert (report.num_sent, report.num_waiting) == (1, 0)
+    assert len(scored.shown(there, late)) == 2
+
+
+def test_a_continued_trace_is_found_by_the_log(scored, phoenix):
+    callers = "0af7651916cd43dd8448eb211c80319c"
+    name = response_id()
+    scored.traced(f"a caller's {callers}")
+    scored.writers.log(asked(name, trace_id=callers))
+    scored.writers.say(opinion(name))
+    assert scored.send(trust_traceparent=True).num_sent == 1
+    assert [trace for trace, _, _ in scored.shown(callers)] == [callers]
+
+
+def test_a_wrong_key_for_scores_ends_it_and_names_the_variable(scored):
+    name = response_id()
+    scored.traced(name)
+    scored.writers.say(opinion(name))
+    with pytest.raises(ScoresNotSent, match="does not let us in") as refused:
+        scored.send(key="px-not-a-key")
+    assert "PHOENIX_API_KEY" in refused.value.hint
+    assert scored.send().num_sent == 1

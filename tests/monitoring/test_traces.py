@@ -81,6 +81,20 @@ def test_a_trusted_callers_trace_is_continued(start, receiver):
     assert by_step(receiver.wait(4))["gateway"].parent_id == "b7ad6b7169203331"
 
 
+def test_a_request_is_a_span_that_its_response_id_names_in_any_trace(start, receiver):
+    unique = "019ac5d0f3a07c1e8d2f3a4b5c6d7e8f"
+    request(start(trust_traceparent=True), traceparent=PARENT, unique=unique)
+    root = by_step(receiver.wait(4))["gateway"]
+    assert (root.trace_id, root.span_id) == ("0af7651916cd43dd8448eb211c80319c", unique[-16:])
+
+
+def test_ending_says_whether_the_trace_is_kept(start):
+    tracer = start(sample=0)
+    assert tracer.begin().end(200) is False
+    assert tracer.begin().end(500) is True
+    assert start().begin().end(200) is True
+
+
 def test_a_trusted_caller_decides_what_is_sampled(start):
     tracer = start(trust_traceparent=True, sample=0)
     assert tracer.begin(PARENT).headers(200)

@@ -6,6 +6,7 @@ import httpx
 import pytest
 from doubles import model, wait_until
 
+from otlp_receiver import Receiver
 from penstock.day_tables import DayTable
 from penstock.monitoring.request_log import RequestLog
 from penstock.serve_section import LogConfig, RouteConfig
@@ -33,6 +34,12 @@ def logged(gateway, table):
         return server, rows
 
     return start
+
+
+@pytest.fixture
+def receiver():
+    with Receiver() as running:
+        yield running
 
 
 def complete(server, prompt, **more):
@@ -143,3 +150,23 @@ def test_a_store_that_cannot_be_written_stops_nobody(gateway, tmp_path):
     complete(server, "say hello")
     wait_until(lambda: registry.get_sample_value("penstock_log_failures_total", labels))
     assert complete(server, "say hello").text
+
+
+def test_a_row_says_which_trace_it_belongs_to_also_a_callers(logged, receiver):
+    theirs = "0af7651916cd43dd8448eb211c80319c"
+    traces = {"to": "otlp", "endpoint": receiver.url, "trust_traceparent": True}
+    server, rows = logged(traces=traces)
+    complete(server, "say hello")
+    for sampled in ("01", "00"):
+        headers = {"traceparent": f"00-{theirs}-b7ad6b7169203331-{sampled}"}
+        body = {"model": "penny", "prompt": "say hello"}
+        httpx.post(f"{server.url}/v1/completions", json=body, headers=headers)
+    own, continued, unsampled = rows(3)
+    assert own["trace_id"] == own["response_id"][-32:]
+    assert (continued["trace_id"], unsampled["trace_id"]) == (theirs, None)
+
+
+def test_without_traces_a_row_names_none(logged):
+    server, rows = logged()
+    complete(server, "say hello")
+    assert rows(1)[0]["trace_id"] is None

@@ -306,3 +306,12 @@ spending = sa.Table(
     Column("completion_tokens", BigInteger, nullable=False),
     Column("nanousd", BigInteger, nullable=False),
 )
+# Responses with scores whose traces were not there; waiting_scores.py explains it.
+waiting_scores = sa.Table(
+    "waiting_scores",
+    metadata,
+    Column("receiver", String(500), primary_key=True),
+    Column("source", String(40), primary_key=True),
+    Column("response_id", String(100), primary_key=True),
+    Column("reason", Text, nullable=False),
+)

@@ -250,6 +250,7 @@ _AS_THEY_ARE = (
     "shadow",
     "tenant",
     "key_id",
+    "trace_id",
     "status",
     "error",
     "finish_reason",

@@ -23,6 +23,7 @@ class Target:
 
     Attributes:
         url: Where batches are posted.
+        api: Base URL of the tool's own API, which scores are posted to.
         headers: Sent with each batch, in place of all that an exporter would add; never shown.
         vocabularies: Whose words the attributes are in.
         resource: Attributes of the gateway as a whole.
@@ -36,6 +37,7 @@ class Target:
     resource: Mapping[str, str] = field(default_factory=dict)
     own_environment: bool = False
     credentials: tuple[str, ...] = ()
+    api: str = ""
 
 
 def target(config: TracesConfig, environ: Mapping[str, str]) -> Target:
@@ -61,8 +63,10 @@ def _phoenix(config: TracesConfig, environ: Mapping[str, str]) -> Target:
     """
     key = _key(environ, "PHOENIX_API_KEY")
     project = config.project or _key(environ, "PHOENIX_PROJECT_NAME")
+    url = _joined(config.endpoint or "http://127.0.0.1:6006", _PATH)
     return Target(
-        url=_joined(config.endpoint or "http://127.0.0.1:6006", _PATH),
+        url=url,
+        api=url.removesuffix(_PATH),
         vocabularies=("gen_ai", "openinference"),
         headers={"authorization": f"Bearer {key}"} if key else {},
         resource={"openinference.project.name": project} if project else {},
@@ -78,8 +82,11 @@ def _langfuse(config: TracesConfig, environ: Mapping[str, str]) -> Target:
     public = _needed_key(environ, "LANGFUSE_PUBLIC_KEY", "Langfuse")
     secret = _needed_key(environ, "LANGFUSE_SECRET_KEY", "Langfuse")
     pair = base64.b64encode(f"{public}:{secret}".encode()).decode()
+    path = f"/api/public/otel{_PATH}"
+    url = _joined(config.endpoint or "https://cloud.langfuse.com", path)
     return Target(
-        url=_joined(config.endpoint or "https://cloud.langfuse.com", f"/api/public/otel{_PATH}"),
+        url=url,
+        api=url.removesuffix(path),
         vocabularies=("gen_ai", "langfuse"),
         headers={"authorization": f"Basic {pair}", "x-langfuse-ingestion-version": "4"},
         credentials=("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY"),
@@ -91,8 +98,11 @@ def _langsmith(config: TracesConfig, environ: Mapping[str, str]) -> Target:
     headers = {"x-api-key": _needed_key(environ, "LANGSMITH_API_KEY", "LangSmith")}
     if project := config.project or _key(environ, "LANGSMITH_PROJECT"):
         headers["langsmith-project"] = project
+    path = f"/otel{_PATH}"
+    url = _joined(config.endpoint or "https://api.smith.langchain.com", path)
     return Target(
-        url=_joined(config.endpoint or "https://api.smith.langchain.com", f"/otel{_PATH}"),
+        url=url,
+        api=url.removesuffix(path),
         vocabularies=("gen_ai", "langsmith"),
         headers=headers,
         credentials=("LANGSMITH_API_KEY",),

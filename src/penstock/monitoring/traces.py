@@ -103,13 +103,17 @@ class Trace:
     def answer(self, text: str) -> None:
         """What was answered; of a long one the beginning is kept."""
 
-    def end(self, status: int, error: str | None = None) -> None:
+    def end(self, status: int, error: str | None = None) -> bool:
         """The last byte is sent, or the client has left; only the first call counts.
 
         Args:
             status: HTTP status; 499 if the client left.
             error: What kind of failure: a class or a code, never a message.
+
+        Returns:
+            Whether the trace is kept, to be sent.
         """
+        return False
 
 
 _NO_SPAN = Span()
@@ -262,17 +266,19 @@ class RecordedTrace(Trace):
         calls = (one for one in reversed(self.spans) if one.step == "backend")
         return next((call for call in calls if call.parent == self.root.number), None)
 
-    def end(self, status: int, error: str | None = None) -> None:
+    def end(self, status: int, error: str | None = None) -> bool:
         """Hand the trace over to be sent, if it is sampled or something failed."""
         if self.ended:
-            return
+            return False
         self.facts["status"] = status
         self.root.error = error if status >= 500 else None
         if status >= 500 and error is None:
             self.root.error = str(status)
         self.root.ended_ns = self.now_ns()
-        if self.sampled or any(span.error for span in self.spans):
+        kept = self.sampled or any(span.error for span in self.spans)
+        if kept:
             self._sender.put(self)
+        return kept
 
 
 class Tracer:
@@ -322,16 +328,18 @@ class Tracer:
         config, sender = self._config, self._sender
         if config is None or sender is None:
             return _NO_TRACE
+        own = trace_id = unique or f"{random.getrandbits(128) or 1:032x}"
         parent, sampled = 0, None
         if traceparent is not None and config.trust_traceparent:
-            unique, parent, sampled = _continued(traceparent, unique)
-        trace_id = unique or f"{random.getrandbits(128) or 1:032x}"
+            trace_id, parent, sampled = _continued(traceparent, own)
         if sampled is None:
-            sampled = _in_sample(trace_id, config.sample)
-        return RecordedTrace(sender, trace_id, parent, sampled, config.content)
+            sampled = in_sample(trace_id, config.sample)
+        trace = RecordedTrace(sender, trace_id, parent, sampled, config.content)
+        trace.root.number = root_span_number(own)
+        return trace
 
 
-def _continued(traceparent: str, unique: str | None) -> tuple[str | None, int, bool | None]:
+def _continued(traceparent: str, unique: str) -> tuple[str, int, bool | None]:
     """Trace id, parent's span id and whether it is sampled, by a header that may be malformed."""
     match = _TRACEPARENT.fullmatch(traceparent.strip())
     if match is None or (match[1] == "00" and match[5]):
@@ -341,7 +349,16 @@ def _continued(traceparent: str, unique: str | None) -> tuple[str | None, int, b
     return match[2], int(match[3], 16), bool(int(match[4], 16) & 1)
 
 
-def _in_sample(trace_id: str, share: float) -> bool:
-    """The same for the same id in every process."""
+def root_span_number(unique: str) -> int:
+    """The span id of a whole request: the end of its response id says it too.
+
+    LangSmith names what it makes of a span by the span's id, so what is said of a response
+    later can be attached to it without a look-up.
+    """
+    return int(unique[-16:], 16) or 1
+
+
+def in_sample(trace_id: str, share: float) -> bool:
+    """Whether a trace is sampled: the same for the same id in every process."""
     low: int = int(trace_id[-_RANDOM_BITS // 4 :], 16)
     return low < share * (1 << _RANDOM_BITS)

@@ -38,7 +38,9 @@ class Facts:
     Attributes:
         request_id: The client's own, or one of ours.
         endpoint: A path of the gateway's own, or "other".
-        unique: 32 hex digits: the end of the answer's id, and the trace's id.
+        unique: 32 hex digits: the end of the answer's id, and the trace's id unless it
+            continues a caller's.
+        trace_id: Of the trace that is sent; None before the end, and if none is.
         received_at_s: Unix seconds.
         started_s: When the first byte came.
         asked: The name that was asked for: a model or a route; "unknown" until it is known.
@@ -86,6 +88,7 @@ class Facts:
     key_id: str | None = None
     tenant: str | None = None
     conversation: str | None = None
+    trace_id: str | None = None
     response_id: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -131,7 +134,7 @@ class Facts:
     @property
     def exemplar(self) -> dict[str, str]:
         """What leads from a point in a plot to this request: its trace, and its answer."""
-        found = {"trace_id": self.unique}
+        found = {"trace_id": self.trace_id or self.unique}
         return found if self.response_id is None else found | {"response_id": self.response_id}
 
 

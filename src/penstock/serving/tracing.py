@@ -59,7 +59,8 @@ def end(trace: Trace, facts: Facts, method: str = "POST") -> None:
         trace.prompt([(turn["role"], turn["content"]) for turn in facts.prompt])
     if facts.answer is not None:
         trace.answer(facts.answer)
-    trace.end(facts.status, facts.error)
+    if trace.end(facts.status, facts.error):
+        facts.trace_id = trace.id
 
 
 def _lineage(facts: Facts) -> dict[str, object]:
