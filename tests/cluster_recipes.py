@@ -37,13 +37,21 @@ sources:
     security: {protocol: sasl_ssl, username: penstock, password_env: KAFKA_PASSWORD}
 evaluate: {tasks: [held_out]}
 gate: {max: {held_out: 8.0}}
-observe: {retrain: {}}
+observe:
+  retrain: {}
+  drift: {window_s: 3600}
+  judge:
+    model: judge
+    base_url: https://judge.example.org:8444/v1
+    api_key_env: JUDGE_KEY
+    criteria: It helps.
 train: {launcher: {ray: {workers: 4, cpus_per_worker: 8, gpus_per_worker: 1}}}
 serve:
   keys: true
   request_timeout_s: 90
   drain_timeout_s: 41.5
   traces: {to: langfuse}
+  log: {content: true}
   models:
     support:
       backend: {ray_serve: {inside: ctranslate2}}

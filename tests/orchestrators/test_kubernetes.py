@@ -30,6 +30,7 @@ SECRETS = {
     "REPLIES_PASSWORD": "hunter2",
     "KAFKA_PASSWORD": "hunter2",
     "OUTSIDE_KEY": "hunter2",
+    "JUDGE_KEY": "hunter2",
 }
 # RFC 1123's label.
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -451,6 +452,23 @@ def test_a_watcher_stands_where_the_recipe_has_one_and_has_what_it_runs_with(exp
     assert not any(name.endswith("watch.yaml") for name in exports["least"])
 
 
+def test_what_looks_at_traffic_stands_where_the_recipe_has_it_and_has_its_keys(exports):
+    files = exports["everything"]
+    (drift,), (judge,), (scores,) = (
+        list(containers(one(files, "Deployment", f"support-{name}")))
+        for name in ("drift", "judge", "scores")
+    )
+    assert words(drift)[:4] == ["penstock", "drift", "--every-s", "300"]
+    assert drift["ports"] == [{"name": "metrics", "containerPort": 9091}]
+    assert "JUDGE_KEY" in environment(judge)
+    assert "LANGFUSE_SECRET_KEY" in environment(scores)
+    assert "JUDGE_KEY" not in environment(drift).keys() | environment(scores).keys()
+    made = {m["metadata"]["name"] for m in manifests(exports["least"]) if m["kind"] == "Deployment"}
+    assert not made & {"support-drift", "support-judge", "support-scores"}
+    follows = containers(one(exports["follows"], "Deployment", "support-scores"))
+    assert environment(next(follows))["PHOENIX_API_KEY"]["secretKeyRef"]["optional"] is True
+
+
 def test_nobody_is_spoken_to_unless_a_policy_says_so(exports):
     policies = {
         m["metadata"]["name"]: m["spec"]
@@ -463,7 +481,7 @@ def test_nobody_is_spoken_to_unless_a_policy_says_so(exports):
     assert "egress" not in deny
     (outside,) = policies["support-outside"]["egress"]
     assert outside["to"] == [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}}]
-    assert [port["port"] for port in outside["ports"]] == [443, 5432, 8443]
+    assert [port["port"] for port in outside["ports"]] == [443, 5432, 8443, 8444]
     (metrics,) = policies["support-to-gateway-metrics"]["ingress"]
     names = metrics["from"][0]["namespaceSelector"]["matchLabels"]
     assert names == {"kubernetes.io/metadata.name": "monitoring"}
@@ -499,7 +517,12 @@ def test_the_collector_takes_what_the_gateway_sends_and_passes_it_on_with_its_ow
 
 def test_series_have_the_label_that_the_rules_ask_for(exports):
     files = exports["everything"]
-    (endpoint,) = one(files, "ServiceMonitor")["spec"]["endpoints"]
+    for name in ("support-gateway", "support-drift"):
+        monitor = one(files, "ServiceMonitor", name)["spec"]
+        service = one(files, "Service", name)
+        assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+        (endpoint,) = monitor["endpoints"]
+        assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
     assert endpoint["relabelings"] == [{"targetLabel": "recipe", "replacement": "support"}]
     groups = one(files, "PrometheusRule")["spec"]["groups"]
     exprs = [rule["expr"] for group in groups for rule in group["rules"]]
@@ -698,7 +721,7 @@ def test_penstock_understands_every_command_line(exports):
                 line = words(container)[1:]
                 seen.add(line[0])
                 parsed_by(penstock, line)
-    assert seen == {"serve", "run", "model", "watch"}
+    assert seen == {"serve", "run", "model", "watch", "drift", "judge", "scores"}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -34,6 +34,9 @@ def drift(
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="With --every-s: for Prometheus.")
     ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="The address of --metrics-port; 0.0.0.0 in a pod.")
+    ] = "127.0.0.1",
     recipe: RecipePath = DEFAULT,
     set_: Set = None,
     json_: Json = False,
@@ -51,7 +54,7 @@ def drift(
         raise RecipeError("--window chooses what a page tells.", "Add --report drift.html.")
     project = open_project(recipe, overrides_of(set_))
     if every_s is not None:
-        _follow(project, every_s, metrics_port)
+        _follow(project, every_s, metrics_host, metrics_port)
         return
     from penstock.monitoring.drift import DriftWatch
     from penstock.printing import Bars
@@ -86,7 +89,7 @@ def _write(path: Path, watch: DriftWatch, status: Status, window: str | None) ->
     write_page(path, to_html(status, one, topics))
 
 
-def _follow(project: Project, every_s: float, metrics_port: int | None) -> None:
+def _follow(project: Project, every_s: float, host: str, port: int | None) -> None:
     """Look again and again; a promotion is noticed, and an outage is waited out."""
     from penstock import printing
     from penstock.errors import LedgerError, StoreError
@@ -95,7 +98,7 @@ def _follow(project: Project, every_s: float, metrics_port: int | None) -> None:
     from penstock.monitoring.drift_report import headline
 
     metrics = DriftMetrics()
-    server = _metrics_server(metrics, metrics_port)
+    server = _metrics_server(metrics, host, port)
     said, embedding = "", None
     try:
         while True:
@@ -116,12 +119,12 @@ def _follow(project: Project, every_s: float, metrics_port: int | None) -> None:
             server.close()
 
 
-def _metrics_server(metrics: DriftMetrics, port: int | None) -> MetricsServer | None:
+def _metrics_server(metrics: DriftMetrics, host: str, port: int | None) -> MetricsServer | None:
     if port is None:
         return None
     from penstock import printing
     from penstock.monitoring.metrics import MetricsServer
 
-    server = MetricsServer(metrics, "127.0.0.1", port, "--metrics-port")
+    server = MetricsServer(metrics, host, port, "--metrics-port")
     printing.note(f"Metrics: {server.url}")
     return server

@@ -10,6 +10,7 @@ import yaml
 from penstock.exported import as_yaml
 from penstock.orchestrators.kubernetes.gateway import gateway
 from penstock.orchestrators.kubernetes.network import network_policies
+from penstock.orchestrators.kubernetes.observers import DRIFT, observers
 from penstock.orchestrators.kubernetes.observing import collector, prometheus_rule, service_monitor
 from penstock.orchestrators.kubernetes.options import KubernetesOptions
 from penstock.orchestrators.kubernetes.project import Manifest, Project, require_deployable
@@ -41,9 +42,12 @@ def bundle(loaded: Unexpanded, options: KubernetesOptions) -> dict[str, str]:
     files |= {f"jobs/{name}.yaml": _text([manifest]) for name, manifest in jobs.items()}
     monitored = project.recipe.serve.metrics_port is not None
     if monitored:
-        watched = {"service-monitor": service_monitor, "prometheus-rule": prometheus_rule}
-        for name, made in watched.items():
-            files[f"monitoring/{name}.yaml"] = _text([made(project)])
+        components = [one for one in ("gateway", DRIFT) if one in base]
+        watched = {
+            "service-monitor": [service_monitor(project, one) for one in components],
+            "prometheus-rule": [prometheus_rule(project)],
+        }
+        files |= {f"monitoring/{name}.yaml": _text(made) for name, made in watched.items()}
         names = [f"{name}.yaml" for name in watched]
         files["monitoring/kustomization.yaml"] = _text([_kustomization(names)])
     files |= _overlays(project, monitored)
@@ -66,6 +70,7 @@ def _base(project: Project) -> dict[str, list[Manifest]]:
         found["run"] = [scheduled_run(project)]
     if (retrain := project.recipe.observe.retrain) is not None:
         found["watch"] = [watcher(project, retrain.through)]
+    found |= observers(project)
     found["network"] = network_policies(project)
     return found
 

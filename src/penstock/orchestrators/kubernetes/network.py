@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from penstock.orchestrators.kubernetes.observers import DRIFT, METRICS_PORT
 from penstock.orchestrators.kubernetes.project import (
     COLLECTOR_PORT,
     MLFLOW_PORT,
@@ -42,6 +43,8 @@ def network_policies(project: Project) -> list[Manifest]:
     if serve.metrics_port is not None:
         monitoring = [_namespace(project.options.monitoring_namespace)]
         found.append(_from(project, "gateway", monitoring, [serve.metrics_port], "metrics"))
+        if recipe.observe.drift is not None:
+            found.append(_from(project, DRIFT, monitoring, [METRICS_PORT], "metrics"))
     if recipe.serve.traces is not None:
         found.append(
             _from(project, "collector", [_pods(project.labels("gateway"))], [COLLECTOR_PORT])
@@ -74,7 +77,7 @@ def _ray(project: Project) -> list[Manifest]:
 def _ports(project: Project) -> list[int]:
     """Those of databases and HTTPS, of the recipe's addresses but for sources, and the user's."""
     recipe = project.recipe
-    named = ports_named((recipe.serve, recipe.tracking, recipe.ledger))
+    named = ports_named((recipe.serve, recipe.observe, recipe.tracking, recipe.ledger))
     return [*_DATABASE_PORTS, *named, *project.options.egress_ports]
 
 

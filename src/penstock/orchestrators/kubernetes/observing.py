@@ -29,7 +29,7 @@ COMPONENT = "collector"
 _HEALTH_PORT = 13133
 _CONFIG = "/etc/otelcol-contrib/config.yaml"
 # Receiver -> variables with its keys, and whether it refuses traces without them.
-_KEYS: Mapping[Destination, tuple[tuple[str, ...], bool]] = {
+TRACE_KEYS: Mapping[Destination, tuple[tuple[str, ...], bool]] = {
     "phoenix": (("PHOENIX_API_KEY",), False),
     "langfuse": (("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY"), True),
     "langsmith": (("LANGSMITH_API_KEY",), True),
@@ -69,7 +69,7 @@ def collector_config(traces: TracesConfig) -> Manifest:
             f"serve.traces: {traces.to} without an endpoint is one on the gateway's own host.",
             "Name where it is in the cluster: serve.traces.endpoint.",
         )
-    placeholders = dict.fromkeys(_KEYS[traces.to][0], "x")
+    placeholders = dict.fromkeys(TRACE_KEYS[traces.to][0], "x")
     url = target(traces, placeholders).url
     here = traces.model_copy(update={"endpoint": "http://here"})
     path = urlsplit(target(here, placeholders).url).path
@@ -119,7 +119,7 @@ def _headers(traces: TracesConfig) -> dict[str, str]:
 
 
 def _pod(project: Project, traces: TracesConfig, config_map: str) -> Manifest:
-    keys, needed = _KEYS[traces.to]
+    keys, needed = TRACE_KEYS[traces.to]
     volume, mount = scratch()
     runs = container(
         COMPONENT,
@@ -143,14 +143,14 @@ def _pod(project: Project, traces: TracesConfig, config_map: str) -> Manifest:
     return pod(project, [runs], [volume, {"name": "config", "configMap": {"name": config_map}}])
 
 
-def service_monitor(project: Project) -> Manifest:
-    """How Prometheus' operator finds the gateways' metrics."""
+def service_monitor(project: Project, component: str) -> Manifest:
+    """How Prometheus' operator finds the metrics of a component's pods."""
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "ServiceMonitor",
-        "metadata": project.metadata(project.part("gateway"), "gateway"),
+        "metadata": project.metadata(project.part(component), component),
         "spec": {
-            "selector": {"matchLabels": project.labels("gateway")},
+            "selector": {"matchLabels": project.labels(component)},
             "namespaceSelector": {"matchNames": [project.options.namespace]},
             "endpoints": [
                 {
