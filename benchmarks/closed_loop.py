@@ -35,7 +35,7 @@ from penstock.retrain import Limits, Loop, Watch
 from penstock.serving.server import BackgroundServer
 
 # Wrong corrections, by so many raters: more than there are rows about the same things.
-POISON, BAD_RATERS = 800, 40
+POISON, BAD_RATERS = 600, 30
 
 
 @dataclass
@@ -110,9 +110,11 @@ class Play:
         if self._looks_for_drift:
             from penstock.monitoring.drift import DriftWatch
 
-            DriftWatch(
+            watch = DriftWatch(
                 self.pipeline.recipe, self.pipeline.store, self.pipeline.ledger, self._embedding
-            ).check()
+            )
+            self._embedding = watch.embedding  # loaded once
+            watch.check()
             self._looks_for_drift = False
 
     @contextlib.contextmanager
