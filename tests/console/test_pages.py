@@ -67,6 +67,9 @@ def paths(project):
         *("/versions/2/promote", f"/rollouts/{project.trial}/stop"),
         *(f"/rollouts/{project.trial}/promote", f"/quarantine/release?row={row}"),
         "/quarantine/drop?source=tickets&rule=length",
+        *("/alarms", "/alarms?before=2", "/alarms/1", "/alarms/2", "/alarms/3", "/alarms/4"),
+        *("/alarms/4/acknowledge", "/alarms/4/veto"),
+        *("/alarms/pause", "/alarms/resume", "/alarms/approve"),
     ]
 
 
@@ -94,7 +97,10 @@ def test_every_page_forbids_scripts_frames_and_other_hosts(project, get):
 
 
 def test_hostile_texts_are_shown_as_they_are(project, get):
-    for path in ("/", "/quarantine", "/feedback", "/cost", f"/runs/{project.run_id}"):
+    for path in (
+        *("/", "/quarantine", "/feedback", "/cost", f"/runs/{project.run_id}"),
+        *("/alarms", "/alarms/1", "/alarms/2"),
+    ):
         assert "<script>alert(1)</script>" in Page(get(f"/console{path}").text).text, path
 
 
@@ -215,9 +221,19 @@ def test_an_empty_project_has_every_page(tmp_path):
     async def ask():
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            for path in ("", "runs", "gates", "versions", "rollouts", "quarantine", "feedback"):
+            for path in (
+                "",
+                "runs",
+                "gates",
+                "versions",
+                "rollouts",
+                "quarantine",
+                "feedback",
+                "alarms",
+            ):
                 assert (await client.get(f"/console/{path}")).status_code == 200, path
-            assert (await client.get("/console/cost")).status_code == 200
+            for path in ("feedback", "cost"):
+                assert (await client.get(f"/console/{path}")).status_code == 200, path
             assert (await client.get("/console/rollback")).status_code == 404
 
     asyncio.run(ask())

@@ -9,12 +9,14 @@ from starlette.responses import HTMLResponse, Response
 
 from penstock import rollout_report
 from penstock.console import charts
-from penstock.console.actions import DONE
+from penstock.console.alarm_views import AlarmDesk
 from penstock.console.desk import Desk
+from penstock.console.forms import number_of, word_of
 from penstock.console.render import render
 from penstock.gates import summary_rows, to_html
 
 _NUM_ROWS = 50
+_NUM_LINES = 20
 # The report brings its style with it; whatever else were in it could do nothing.
 _REPORT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; sandbox; base-uri 'none'; "
@@ -24,7 +26,7 @@ _REPORT_POLICY = (
 
 def loop(desk: Desk, request: Request) -> Response:
     """Each stage's state by the last run, and what serves."""
-    done = DONE.get(request.query_params.get("done", ""), "")
+    done = word_of(request)
     last = desk.last_run()
     return render(desk, request, "loop.html", last=last, serving=desk.serving(), done=done)
 
@@ -67,7 +69,7 @@ def gate_report(desk: Desk, request: Request) -> Response:
 
 def versions(desk: Desk, request: Request) -> Response:
     """Registered versions, what serves, and every move of the pointer."""
-    done = DONE.get(request.query_params.get("done", ""), "")
+    done = word_of(request)
     models, serving = desk.models(), desk.serving()
     return render(desk, request, "versions.html", models=models, serving=serving, done=done)
 
@@ -100,8 +102,38 @@ def rollout(desk: Desk, request: Request) -> Response:
         headers=rollout_report.SIGNAL_HEADERS,
         signals=list(rollout_report.signal_rows(now)),
         counts=rollout_report.counts(now).splitlines(),
-        done=DONE.get(request.query_params.get("done", ""), ""),
+        done=word_of(request),
     )
+
+
+def alarms(desk: Desk, request: Request) -> Response:
+    """What was seen, what it led to, and what the loop makes of it now."""
+    desk_, asked = AlarmDesk(desk.pipeline), request.query_params
+    loop = desk_.loop()
+    before = number_of(asked, "before") if "before" in asked else None
+    past = desk_.newest(is_open=False, limit=_NUM_ROWS, before=before)
+    return render(
+        desk,
+        request,
+        "alarms.html",
+        loop=loop,
+        num_open=desk_.num_open(),
+        open=desk_.views(desk_.newest(is_open=True, limit=_NUM_ROWS), loop),
+        past=desk_.views(past, loop),
+        older=past[-1].number if len(past) == _NUM_ROWS else None,
+        log=desk_.log.newest(_NUM_LINES),
+        done=word_of(request),
+    )
+
+
+def alarm(desk: Desk, request: Request) -> Response:
+    """One alarm: what it rests on, who said what of it, what it led to."""
+    desk_ = AlarmDesk(desk.pipeline)
+    record = desk_.find(request.path_params["number"])
+    (view,) = desk_.views([record], desk_.loop())
+    events = desk_.alarms.events(record.number)
+    done = word_of(request)
+    return render(desk, request, "alarm.html", view=view, events=events, done=done)
 
 
 def quarantine(desk: Desk, request: Request) -> Response:
@@ -110,7 +142,7 @@ def quarantine(desk: Desk, request: Request) -> Response:
     source, rule = asked.get("source", ""), asked.get("rule", "")
     held = desk.held()
     rows = desk.held_rows(source, rule, _NUM_ROWS) if held else []
-    done = DONE.get(asked.get("done", ""), "")
+    done = word_of(request)
     chosen = {"source": source, "rule": rule}
     return render(desk, request, "quarantine.html", held=held, rows=rows, chosen=chosen, done=done)
 
@@ -138,6 +170,8 @@ PAGES: dict[str, Callable[[Desk, Request], Response]] = {
     "/versions/{version:int}": version,
     "/rollouts": rollouts,
     "/rollouts/{rollout_id}": rollout,
+    "/alarms": alarms,
+    "/alarms/{number:int}": alarm,
     "/quarantine": quarantine,
     "/feedback": feedback,
     "/cost": cost,

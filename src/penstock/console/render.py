@@ -23,6 +23,7 @@ _NAV = (
     ("/gates", "Gates"),
     ("/versions", "Versions"),
     ("/rollouts", "Rollouts"),
+    ("/alarms", "Alarms"),
     ("/quarantine", "Quarantine"),
     ("/feedback", "Feedback"),
     ("/cost", "Cost"),
