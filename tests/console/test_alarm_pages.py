@@ -9,6 +9,7 @@ from console_project import ConsoleProject
 from penstock.console import create_console
 from penstock.ledger.alarms import Alarm, Alarms, AlarmState
 from penstock.ledger.retrain_log import Line, RetrainLog
+from penstock.orchestrators.news import news_of
 from penstock.pipeline import open_pipeline
 from rollout_world import MODEL
 
@@ -57,11 +58,17 @@ def test_what_is_not_decided_yet_says_whether_anybody_watches(project, browser, 
     assert "nothing yet" in row(browser, late)
 
 
-def test_without_a_loop_alarms_start_nothing_and_are_shown(tmp_path):
+def test_without_a_loop_an_orchestrator_may_ask_and_its_run_is_named(tmp_path):
     project = ConsoleProject(tmp_path)
     pipeline = open_pipeline(project.recipe, {"observe.retrain": None})
     browser = Browser(create_console(pipeline, production=project.production))
-    assert "nothing: the recipe has no observe.retrain" in row(browser, 4)
+    assert "only who asks `penstock news` starts a run" in row(browser, 4)
+    (key,) = (one for one in news_of(pipeline).starts if one.startswith("alarm:"))
+    run = project.ledger.start_run(MODEL, "", "", {}, key=key)
+    news_of(pipeline)
+    assert f"a run, RUNNING {run.id}" in row(browser, 4)
+    project.ledger.end_run(run.id, "FAILED", "no disk")
+    assert f"a run, FAILED: no disk {run.id}" in row(browser, 4)
     answer = browser.get("/alarms/pause")
     assert answer.status_code == 404
     assert "no observe.retrain" in answer.text

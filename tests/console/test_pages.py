@@ -68,7 +68,7 @@ def paths(project):
         *(f"/rollouts/{project.trial}/promote", f"/quarantine/release?row={row}"),
         "/quarantine/drop?source=tickets&rule=length",
         *("/alarms", "/alarms?before=2", "/alarms/1", "/alarms/2", "/alarms/3", "/alarms/4"),
-        *("/alarms/4/acknowledge", "/alarms/4/veto"),
+        *("/alarms/4/acknowledge", "/alarms/4/veto", "/drift", "/drift/topics"),
         *("/alarms/pause", "/alarms/resume", "/alarms/approve"),
     ]
 
@@ -232,7 +232,7 @@ def test_an_empty_project_has_every_page(tmp_path):
                 "alarms",
             ):
                 assert (await client.get(f"/console/{path}")).status_code == 200, path
-            for path in ("feedback", "cost"):
+            for path in ("quarantine", "feedback", "cost"):
                 assert (await client.get(f"/console/{path}")).status_code == 200, path
             assert (await client.get("/console/rollback")).status_code == 404
 

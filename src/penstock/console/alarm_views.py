@@ -58,7 +58,7 @@ class LoopView:
     def why_none(self, record: AlarmRecord) -> str:
         """Why an open alarm has started nothing."""
         if self.policy is None:
-            return "nothing: the recipe has no observe.retrain"
+            return "nothing yet: without observe.retrain only who asks `penstock news` starts a run"
         alarm = record.alarm
         waiting = Waiting(record.number, alarm.kind, alarm.severity, record.received_s)
         if not counts(waiting, self.policy):
@@ -144,12 +144,17 @@ class AlarmDesk:
             if line.action is Line.STARTED:
                 names[key] = str(line.evidence["key"])
         ids = named_runs(self._ledger.database, self._recipe, names.values())
-        return {key: (_became(said.get(key)), ids.get(name)) for key, name in names.items()}
+        return {
+            key: (self._became(said.get(key), ids.get(name)), ids.get(name))
+            for key, name in names.items()
+        }
 
-
-def _became(line: Logged | None) -> str:
-    if line is None or line.action is Line.STARTED:
-        return "a run, which is on"
-    if line.action is Line.TROUBLE:
-        return f"a run that has trouble to start, and is tried again: {line.reason}"
-    return f"a run, {line.reason}"
+    def _became(self, line: Logged | None, run_id: str | None) -> str:
+        if line is not None and line.action is Line.ENDED:
+            return f"a run, {line.reason}"
+        if line is not None and line.action is Line.TROUBLE:
+            return f"a run that has trouble to start, and is tried again: {line.reason}"
+        if run_id is None:
+            return "a run, which has not begun"
+        run = self._ledger.run(run_id)
+        return f"a run, {run.status}: {run.message}" if run.message else f"a run, {run.status}"

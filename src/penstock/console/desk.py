@@ -8,6 +8,7 @@ from typing import Any
 
 from penstock import printing, quarantine
 from penstock.artifacts import Artifact
+from penstock.console.drift_desk import DriftDesk
 from penstock.errors import LedgerError
 from penstock.gates import Decision
 from penstock.ledger import Ledger, ModelVersion, Move, Pointer, RunRecord
@@ -105,6 +106,7 @@ class Desk:
     def __init__(self, pipeline: Pipeline, production: Callable[[], Production]) -> None:
         self.pipeline = pipeline
         self.production = production
+        self.drift = DriftDesk(pipeline)
 
     @property
     def ledger(self) -> Ledger:

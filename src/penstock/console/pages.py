@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -13,10 +15,13 @@ from penstock.console.alarm_views import AlarmDesk
 from penstock.console.desk import Desk
 from penstock.console.forms import number_of, word_of
 from penstock.console.render import render
+from penstock.errors import PenstockError
 from penstock.gates import summary_rows, to_html
+from penstock.monitoring import drift_page, drift_report
 
 _NUM_ROWS = 50
 _NUM_LINES = 20
+_NUM_WINDOWS = 30
 # The report brings its style with it; whatever else were in it could do nothing.
 _REPORT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; sandbox; base-uri 'none'; "
@@ -136,6 +141,37 @@ def alarm(desk: Desk, request: Request) -> Response:
     return render(desk, request, "alarm.html", view=view, events=events, done=done)
 
 
+def drift(desk: Desk, request: Request) -> Response:
+    """Whether traffic is still what it was, and what people make of each version."""
+    scores, min_score = desk.drift.scores()
+    shown: dict[str, Any] = {"scores": scores, "min_score": min_score, "found": None}
+    try:
+        found = desk.drift.drift(request.query_params.get("window"))
+    except PenstockError as error:
+        if "window" in request.query_params:
+            raise
+        return render(desk, request, "drift.html", trouble=error, **shown)
+    chosen = found.chosen
+    return render(
+        desk,
+        request,
+        "drift.html",
+        **{**shown, "found": found},
+        headline=drift_report.headline(found.status),
+        stream=_ours(drift_page.stream_section(found.status)),
+        window=[_ours(one) for one in drift_page.window_sections(chosen)] if chosen else [],
+        headers=drift_report.HEADERS,
+        rows=list(reversed(drift_report.rows(found.status)[-_NUM_WINDOWS:])),
+    )
+
+
+def topics(desk: Desk, request: Request) -> Response:
+    """Which topics moved in a window, with examples."""
+    chosen, found = desk.drift.topics(request.query_params.get("window"))
+    sections = [_ours(drift_page.topics_section(one)) for one in found]
+    return render(desk, request, "topics.html", window=chosen, sections=sections)
+
+
 def quarantine(desk: Desk, request: Request) -> Response:
     """Rows that validation held back, by rule; and some of them."""
     asked = request.query_params
@@ -158,6 +194,11 @@ def cost(desk: Desk, request: Request) -> Response:
     return render(desk, request, "cost.html", costs=costs, chart=charts.days(costs["day"][-31:]))
 
 
+def _ours(html: str) -> Markup:
+    """HTML that escapes what came from outside, as it was made."""
+    return Markup(html)  # noqa: S704
+
+
 PAGES: dict[str, Callable[[Desk, Request], Response]] = {
     "/": loop,
     "/plan": plan,
@@ -172,6 +213,8 @@ PAGES: dict[str, Callable[[Desk, Request], Response]] = {
     "/rollouts/{rollout_id}": rollout,
     "/alarms": alarms,
     "/alarms/{number:int}": alarm,
+    "/drift": drift,
+    "/drift/topics": topics,
     "/quarantine": quarantine,
     "/feedback": feedback,
     "/cost": cost,

@@ -24,6 +24,7 @@ _NAV = (
     ("/versions", "Versions"),
     ("/rollouts", "Rollouts"),
     ("/alarms", "Alarms"),
+    ("/drift", "Drift and quality"),
     ("/quarantine", "Quarantine"),
     ("/feedback", "Feedback"),
     ("/cost", "Cost"),
