@@ -69,6 +69,7 @@ def paths(project):
         "/quarantine/drop?source=tickets&rule=length",
         *("/alarms", "/alarms?before=2", "/alarms/1", "/alarms/2", "/alarms/3", "/alarms/4"),
         *("/alarms/4/acknowledge", "/alarms/4/veto", "/drift", "/drift/topics"),
+        "/traffic",
         *("/alarms/pause", "/alarms/resume", "/alarms/approve"),
     ]
 
@@ -232,7 +233,7 @@ def test_an_empty_project_has_every_page(tmp_path):
                 "alarms",
             ):
                 assert (await client.get(f"/console/{path}")).status_code == 200, path
-            for path in ("quarantine", "feedback", "cost"):
+            for path in ("traffic", "quarantine", "feedback", "cost"):
                 assert (await client.get(f"/console/{path}")).status_code == 200, path
             assert (await client.get("/console/rollback")).status_code == 404
 

@@ -114,6 +114,11 @@ class Desk:
         return self.pipeline.ledger
 
     @property
+    def traffic(self) -> Traffic:
+        """The project's log and feedback."""
+        return Traffic.of(self.pipeline.store)
+
+    @property
     def rollouts(self) -> Rollouts:
         """The project's."""
         return Rollouts(self.ledger.database)
@@ -258,4 +263,4 @@ class Desk:
 
     def opinions(self) -> list[dict[str, Any]]:
         """What people said of answers, newest first."""
-        return Traffic.of(self.pipeline.store).feedback.newest(_NUM_OPINIONS)
+        return self.traffic.feedback.newest(_NUM_OPINIONS)

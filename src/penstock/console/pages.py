@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from markupsafe import Markup
@@ -14,6 +15,7 @@ from penstock.console import charts
 from penstock.console.alarm_views import AlarmDesk
 from penstock.console.desk import Desk
 from penstock.console.forms import number_of, word_of
+from penstock.console.live import live
 from penstock.console.render import render
 from penstock.errors import PenstockError
 from penstock.gates import summary_rows, to_html
@@ -22,6 +24,9 @@ from penstock.monitoring import drift_page, drift_report
 _NUM_ROWS = 50
 _NUM_LINES = 20
 _NUM_WINDOWS = 30
+# Of live traffic; the first is what is shown unasked. 0 never loads the page again.
+_MINUTES = (5, 1, 15, 60)
+_EVERY_S = (5, 0)
 # The report brings its style with it; whatever else were in it could do nothing.
 _REPORT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; sandbox; base-uri 'none'; "
@@ -172,6 +177,33 @@ def topics(desk: Desk, request: Request) -> Response:
     return render(desk, request, "topics.html", window=chosen, sections=sections)
 
 
+def traffic(desk: Desk, request: Request) -> Response:
+    """Requests, errors, times and tokens of the last minutes; the page loads itself again."""
+    asked = request.query_params
+    minutes = _chosen(asked.get("minutes", ""), _MINUTES)
+    every_s = _chosen(asked.get("every", ""), _EVERY_S)
+    log = desk.pipeline.recipe.serve.log
+    now = None if log is None else live(desk.traffic, datetime.now(UTC), 60.0 * minutes)
+    chart = charts.requests(now.buckets) if now else ""
+    return render(
+        desk,
+        request,
+        "traffic.html",
+        log=log,
+        live=now,
+        chart=chart,
+        minutes=minutes,
+        every_s=every_s,
+        spans=_MINUTES,
+        serving=desk.serving(),
+    )
+
+
+def _chosen(said: str, choices: tuple[int, ...]) -> int:
+    """What an address asks for, if that is one of the choices; else the first."""
+    return next((one for one in choices if str(one) == said), choices[0])
+
+
 def quarantine(desk: Desk, request: Request) -> Response:
     """Rows that validation held back, by rule; and some of them."""
     asked = request.query_params
@@ -215,6 +247,7 @@ PAGES: dict[str, Callable[[Desk, Request], Response]] = {
     "/alarms/{number:int}": alarm,
     "/drift": drift,
     "/drift/topics": topics,
+    "/traffic": traffic,
     "/quarantine": quarantine,
     "/feedback": feedback,
     "/cost": cost,

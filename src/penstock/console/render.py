@@ -23,6 +23,7 @@ _NAV = (
     ("/gates", "Gates"),
     ("/versions", "Versions"),
     ("/rollouts", "Rollouts"),
+    ("/traffic", "Traffic"),
     ("/alarms", "Alarms"),
     ("/drift", "Drift and quality"),
     ("/quarantine", "Quarantine"),
