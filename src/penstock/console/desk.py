@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from penstock import printing, quarantine
 from penstock.artifacts import Artifact
 from penstock.console.drift_desk import DriftDesk
+from penstock.console.feedback_view import Review, review
 from penstock.errors import LedgerError
 from penstock.gates import Decision
 from penstock.ledger import Ledger, ModelVersion, Move, Pointer, RunRecord
@@ -261,6 +261,6 @@ class Desk:
         """
         return quarantine.rows(self.pipeline, "", source, rule, limit)
 
-    def opinions(self) -> list[dict[str, Any]]:
-        """What people said of answers, newest first."""
-        return self.traffic.feedback.newest(_NUM_OPINIONS)
+    def review(self) -> Review:
+        """What people said of answers, newest first, and what the next run makes of it."""
+        return review(self.pipeline, _NUM_OPINIONS)

@@ -216,8 +216,8 @@ def quarantine(desk: Desk, request: Request) -> Response:
 
 
 def feedback(desk: Desk, request: Request) -> Response:
-    """What people said of answers, newest first."""
-    return render(desk, request, "feedback.html", opinions=desk.opinions())
+    """What people said of answers, newest first, and which of it the next run takes."""
+    return render(desk, request, "feedback.html", review=desk.review())
 
 
 def cost(desk: Desk, request: Request) -> Response:
