@@ -54,6 +54,7 @@ class ConsoleProject:
         self.pipeline = open_pipeline(self.recipe)
         self.ledger = self.pipeline.ledger
         self.registry = Registry(folder)
+        self._failed_run()
         self._alarms()
         self.run_id = self._runs()
         for number in (1, 2, 3):
@@ -131,10 +132,13 @@ class ConsoleProject:
 
     # -- runs ------------------------------------------------------------------------
 
-    def _runs(self):
+    def _failed_run(self):
         mark = self.mark
         failed = self.ledger.start_run(MODEL, f"name: {MODEL}\n# {mark}", "", {"seed": mark or 1})
         self.ledger.end_run(failed.id, "FAILED", f"More than 1 % of the rows are bad. {mark}")
+
+    def _runs(self):
+        mark = self.mark
         run = self.ledger.start_run(MODEL, self.recipe.read_text(), "", {})
         self.prints = {}
         for position, (stage, outcome, note, summary) in enumerate(self._stages()):
