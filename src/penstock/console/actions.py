@@ -6,6 +6,7 @@ POST does it if that still holds, under the name of who asked, with the reason g
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Callable
 
@@ -18,10 +19,12 @@ from penstock.console import alarm_actions
 from penstock.console.desk import Desk
 from penstock.console.forms import Question, ask, done, number_of, reason_of
 from penstock.console.guard import state_of
-from penstock.errors import PenstockError, RecipeError, StalePromotion
+from penstock.errors import MirrorBehind, PenstockError, RecipeError, StalePromotion
 from penstock.ledger.processes import acting_as
 from penstock.ledger.rollout_records import State
 from penstock.stages.decisions import Action
+
+logger = logging.getLogger(__name__)
 
 
 def promote(desk: Desk, request: Request) -> Response:
@@ -46,8 +49,9 @@ def promote(desk: Desk, request: Request) -> Response:
     expected = None if form.get("expect") == "none" else number_of(form, "expect")
     reason = reason_of(form)
     with acting_as(person):
-        desk.production().promote(model.version, reason, expected)
-    return done("/versions", "promoted")
+        return _moved(
+            lambda: desk.production().promote(model.version, reason, expected), "promoted"
+        )
 
 
 def roll_back(desk: Desk, request: Request) -> Response:
@@ -72,8 +76,17 @@ def roll_back(desk: Desk, request: Request) -> Response:
     person, _, form = state_of(request)
     epoch, reason = number_of(form, "epoch"), reason_of(form)
     with acting_as(person):
-        desk.production().rollback(reason, epoch=epoch)
-    return done("/versions", "rolled-back")
+        return _moved(lambda: desk.production().rollback(reason, epoch=epoch), "rolled-back")
+
+
+def _moved(move: Callable[[], object], word: str) -> Response:
+    """Move the pointer; that MLflow's alias has not followed yet is no failure, and is said."""
+    try:
+        move()
+    except MirrorBehind as error:
+        logger.warning("%s %s", error.message, error.hint)
+        return done("/versions", f"{word}-alone")
+    return done("/versions", word)
 
 
 def promote_trial(desk: Desk, request: Request) -> Response:

@@ -28,6 +28,11 @@ DONE = {
     "resumed": "Resumed. The next look decides anew.",
     "approved": "Agreed. The next look may start a run.",
 }
+_ALONE = (
+    " MLflow did not answer, so its alias has not followed yet; the next run or promotion makes it "
+    "follow. Do nothing again."
+)
+DONE |= {f"{word}-alone": DONE[word] + _ALONE for word in ("promoted", "rolled-back")}
 _MAX_REASON = 500
 
 
