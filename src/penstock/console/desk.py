@@ -21,6 +21,7 @@ from penstock.pipeline import NAMES, Pipeline
 from penstock.promotion import Production, served_versions
 from penstock.serving.prices import to_dollars
 from penstock.traffic import Traffic
+from penstock.typed_secrets import without_secrets
 
 _NUM_OPINIONS = 50
 
@@ -157,7 +158,7 @@ class Desk:
                 name, stage.outcome, stage.note, stage.duration_s, rows, result, artifact
             )
             stages.append(view)
-        return RunView(record, tuple(stages))
+        return RunView(without_secrets(record), tuple(stages))
 
     def last_run(self) -> RunView | None:
         """The newest run."""
