@@ -29,6 +29,7 @@ _MAX_OPINIONS = 2_000
 # As the `requests` source has it, where the recipe has no such source.
 _MIN_SCORE = 0.75
 _KEPT_TOPICS = 8
+_SCORES_FOR_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class DriftDesk:
         self._pipeline = pipeline
         # So that work is done once, whoever asks meanwhile.
         self._following, self._telling = threading.Lock(), threading.Lock()
+        self._scoring = threading.Lock()
+        self._scores: tuple[object, tuple[Scores, float]] | None = None
         self._status: tuple[object, Status] | None = None
         self._topics: dict[tuple[str, int], list[Topics]] = {}
 
@@ -106,7 +109,19 @@ class DriftDesk:
             return one, self._topics[key]
 
     def scores(self) -> tuple[Scores, float]:
-        """What people made of each version, and from which score an answer is good."""
+        """What people made of each version, and from which score an answer is good.
+
+        It is summed up when somebody has said something, and else once a minute, for the log
+        may come later than the word about it.
+        """
+        traffic = Traffic.of(self._pipeline.store)
+        state = traffic.feedback.standing(), int(time.time() / _SCORES_FOR_S)
+        with self._scoring:
+            if self._scores is None or self._scores[0] != state:
+                self._scores = state, self._summed(traffic)
+            return self._scores[1]
+
+    def _summed(self, traffic: Traffic) -> tuple[Scores, float]:
         recipe = self._pipeline.recipe
         options: list[Any] = [
             recipe.plugin("sources", one)[1]
@@ -116,7 +131,6 @@ class DriftDesk:
         models = self._pipeline.ledger.models(recipe.model_name)
         min_score = float(options[0].min_score) if options else _MIN_SCORE
         reviewers = {name for one in options for name in one.reviewers}
-        traffic = Traffic.of(self._pipeline.store)
         return version_scores(traffic, models, _MAX_OPINIONS, min_score, reviewers), min_score
 
     @cached_property
