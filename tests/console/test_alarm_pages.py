@@ -41,6 +41,10 @@ def test_an_alarm_leads_to_the_run_that_answers_it(project, browser):
     assert f'href="/console/runs/{project.alarm_run}"' in browser.get("/alarms/1").text
 
 
+def test_the_first_page_leads_to_open_alarms(browser):
+    assert '<a href="/console/alarms">2 open alarms</a>' in browser.get("/").text
+
+
 def test_an_alarm_that_led_to_nothing_says_why(browser):
     assert "nothing: a person forbids it: a test of ours" in row(browser, 2)
     assert "nothing: alert alarms of severity critical start no run" in row(browser, 3)

@@ -126,8 +126,15 @@ def test_a_version_leads_back_to_its_sources(project, get):
     assert "The ledger does not know" in Page(get("/console/versions/2").text).text
 
 
-def test_the_gates_report_is_shown_in_a_sandbox(project, get):
-    answer = get(f"/console/gates/{project.prints['gate']}/report")
+@pytest.mark.parametrize("what", ["gate", "run", "rollout"])
+def test_a_report_is_shown_in_a_sandbox(project, get, what):
+    paths = {
+        "gate": f"/gates/{project.prints['gate']}",
+        "run": f"/runs/{project.run_id}",
+        "rollout": f"/rollouts/{project.trial}",
+    }
+    assert f'href="/console{paths[what]}/report"' in get(f"/console{paths[what]}").text
+    answer = get(f"/console{paths[what]}/report")
     assert "<svg" in answer.text
     assert "script" not in Page(answer.text).tags
     policy = answer.headers["content-security-policy"]
@@ -165,6 +172,8 @@ def test_the_plan_asks_the_sources(get):
         "/gates/..%2f..%2f..%2fetc%2fpasswd",
         "/gates/../../recipe.yaml",
         "/rollouts/%2e%2e%2f",
+        "/runs/nothing/report",
+        "/rollouts/nothing/report",
         "/../recipe.yaml",
         "/console.css/../../../recipe.yaml",
         "/versions/1e3",

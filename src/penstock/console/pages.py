@@ -10,7 +10,7 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from penstock import rollout_report
+from penstock import rollout_page, rollout_report, run_page
 from penstock.console import charts
 from penstock.console.alarm_views import AlarmDesk
 from penstock.console.desk import Desk
@@ -38,7 +38,16 @@ def loop(desk: Desk, request: Request) -> Response:
     """Each stage's state by the last run, and what serves."""
     done = word_of(request)
     last = desk.last_run()
-    return render(desk, request, "loop.html", last=last, serving=desk.serving(), done=done)
+    num_alarms = AlarmDesk(desk.pipeline).num_open()
+    return render(
+        desk,
+        request,
+        "loop.html",
+        last=last,
+        serving=desk.serving(),
+        num_alarms=num_alarms,
+        done=done,
+    )
 
 
 def plan(desk: Desk, request: Request) -> Response:
@@ -59,6 +68,12 @@ def run(desk: Desk, request: Request) -> Response:
     return render(desk, request, "run.html", run=found, artifacts=artifacts, chart=chart)
 
 
+def run_report(desk: Desk, request: Request) -> Response:
+    """The run's whole report with its plots, to be kept or sent."""
+    record = desk.run(request.path_params["run_id"]).record
+    return _report(run_page.page_of(desk.pipeline, record.id))
+
+
 def gates(desk: Desk, request: Request) -> Response:
     """Decisions, newest first."""
     return render(desk, request, "gates.html", gates=desk.gates())
@@ -74,7 +89,11 @@ def gate(desk: Desk, request: Request) -> Response:
 def gate_report(desk: Desk, request: Request) -> Response:
     """The whole report with its plots, made from the decision again."""
     _, decision = desk.gate(request.path_params["fingerprint"])
-    return HTMLResponse(to_html(decision), headers={"content-security-policy": _REPORT_POLICY})
+    return _report(to_html(decision))
+
+
+def _report(html: str) -> Response:
+    return HTMLResponse(html, headers={"content-security-policy": _REPORT_POLICY})
 
 
 def versions(desk: Desk, request: Request) -> Response:
@@ -114,6 +133,12 @@ def rollout(desk: Desk, request: Request) -> Response:
         counts=rollout_report.counts(now).splitlines(),
         done=word_of(request),
     )
+
+
+def whole_rollout(desk: Desk, request: Request) -> Response:
+    """The trial's whole report with its plots, to be kept or sent."""
+    rollout = desk.rollout(request.path_params["rollout_id"])
+    return _report(rollout_page.to_html(rollout_report.status(desk.rollouts, rollout)))
 
 
 def alarms(desk: Desk, request: Request) -> Response:
@@ -236,6 +261,7 @@ PAGES: dict[str, Callable[[Desk, Request], Response]] = {
     "/plan": plan,
     "/runs": runs,
     "/runs/{run_id}": run,
+    "/runs/{run_id}/report": run_report,
     "/gates": gates,
     "/gates/{fingerprint}": gate,
     "/gates/{fingerprint}/report": gate_report,
@@ -243,6 +269,7 @@ PAGES: dict[str, Callable[[Desk, Request], Response]] = {
     "/versions/{version:int}": version,
     "/rollouts": rollouts,
     "/rollouts/{rollout_id}": rollout,
+    "/rollouts/{rollout_id}/report": whole_rollout,
     "/alarms": alarms,
     "/alarms/{number:int}": alarm,
     "/drift": drift,
