@@ -261,5 +261,11 @@ class ConsoleProject:
             }
             for day in range(16, 24)
         ]
+        versions = [
+            {key: value for key, value in row.items() if key != "key_id"}
+            | {"version": 1, "run_id": self.run_id}
+            for row in rows
+        ]
         with self.ledger.database.write() as connection:
             connection.execute(sa.insert(schema.spending), rows)
+            connection.execute(sa.insert(schema.version_spending), versions)

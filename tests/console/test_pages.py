@@ -148,10 +148,14 @@ def test_a_trial_shows_its_counts_and_its_log(project, get):
     assert "step 1 of" in text
 
 
-def test_cost_is_summed_and_drawn(get):
+def test_cost_is_summed_and_drawn(project, get):
     answer = get("/console/cost")
     assert "<svg" in answer.text
-    assert f"{sum(40 * day for day in range(16, 24)):,}" in answer.text
+    total = f"{sum(40 * day for day in range(16, 24)):,}"
+    text = Page(answer.text).text
+    for name in (f"{MODEL}{HOSTILE} 1", project.run_id, "no tenant", "no key"):
+        assert f"{name} {total}" in text
+    assert f'href="/console/runs/{project.run_id}"' in answer.text
 
 
 def test_feedback_comes_newest_first(get):

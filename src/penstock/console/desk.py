@@ -12,7 +12,7 @@ from penstock.console.feedback_view import Review, review
 from penstock.errors import LedgerError
 from penstock.gates import Decision
 from penstock.ledger import Ledger, ModelVersion, Move, Pointer, RunRecord
-from penstock.ledger.accounts import Accounts, Usage
+from penstock.ledger.accounts import Accounts, Dimension, Usage
 from penstock.ledger.api_keys import ApiKeys
 from penstock.ledger.rollout_records import Rollout
 from penstock.ledger.rollouts import Rollouts
@@ -24,6 +24,15 @@ from penstock.traffic import Traffic
 from penstock.typed_secrets import without_secrets
 
 _NUM_OPINIONS = 50
+_NUM_COSTS = 100
+_DIMENSIONS: dict[str, Dimension] = {
+    "model": "model",
+    "version": "version",
+    "run": "run_id",
+    "tenant": "tenant",
+    "key": "key_id",
+    "day": "day",
+}
 
 
 @dataclass(frozen=True)
@@ -239,15 +248,17 @@ class Desk:
     # -- use and quality -------------------------------------------------------------
 
     def costs(self) -> Mapping[str, list[Cost]]:
-        """Use by model, by key and by day."""
+        """Use by model, version, run, tenant, key and day; of runs and days the last ones."""
         accounts = Accounts(self.ledger.database)
         keys = {key.id: f"{key.name} ({key.id})" for key in ApiKeys(self.ledger.database).list()}
-        names = {"": "no key", **keys}
-        by_key = accounts.usage("key_id")
+        names = {"key_id": {"": "no key", **keys}, "tenant": {"": "no tenant"}}
+        names["run_id"] = {"": "no run"}
         return {
-            "model": [Cost(*one) for one in accounts.usage("model").items()],
-            "key": [Cost(names.get(key, key), usage) for key, usage in by_key.items()],
-            "day": [Cost(*one) for one in sorted(accounts.usage("day").items())],
+            title: [
+                Cost(names.get(by, {}).get(name, name), usage)
+                for name, usage in sorted(accounts.usage(by).items())[-_NUM_COSTS:]
+            ]
+            for title, by in _DIMENSIONS.items()
         }
 
     def held(self) -> list[quarantine.Held]:
