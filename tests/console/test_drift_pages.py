@@ -6,6 +6,8 @@ import pytest
 
 from console_browser import Browser
 from drift_world import HashedWords, World
+from judge_world import BAD, GOOD, fair, judging
+from judge_world import World as JudgedWorld
 from penstock.console import create_console
 from penstock.console.drift_desk import DriftDesk
 from penstock.errors import StoreError
@@ -179,3 +181,29 @@ def test_quality_is_told_by_version_with_an_interval_and_the_number_of_answers(
     world.close()
     assert "2 90.0 % 59.6 to 98.2 % 0.900 10 1 1 50.0 % 15.0 to 85.0 % 0.500 4 0" in page
     assert "2 answers are left out" in page
+
+
+def test_the_judges_word_on_each_version_is_told_with_whether_it_counts(tmp_path):
+    with judging() as server:
+        server.fail = fair
+        world = JudgedWorld(tmp_path / "project", server.url)
+        world.serve(1)
+        world.answer([GOOD, GOOD, BAD])
+        world.run()
+        browser = console_of(world)
+        assert 'href="/console/drift/judge"' in browser.get("/drift").text
+        page = words(browser.get("/drift/judge").text)
+        assert "the-judge has judged 3 answers." in page
+        assert "It does not count yet" in page
+        assert "1 3 66.7%" in page
+        world.answer([GOOD])
+        world.run()
+        assert "the-judge has judged 4 answers." in words(browser.get("/drift/judge").text)
+        world.close()
+
+
+def test_without_a_judge_there_is_no_word_of_one(world, browser):
+    assert "/drift/judge" not in browser.get("/drift").text
+    answer = browser.get("/drift/judge")
+    assert answer.status_code == 404
+    assert "names no judge" in answer.text

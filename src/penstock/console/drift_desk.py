@@ -16,8 +16,10 @@ from typing import Any
 from penstock.drift_section import DriftSection
 from penstock.errors import RecipeError, StoreError
 from penstock.gates.two_sample import Vectors
+from penstock.monitoring import judge_report
 from penstock.monitoring.drift import DriftWatch, Judged, Status
 from penstock.monitoring.drift_report import Topics, chosen_window, topics_of
+from penstock.monitoring.judge import Judge
 from penstock.monitoring.text_samples import Embedding
 from penstock.monitoring.version_scores import Scores, version_scores
 from penstock.pipeline import Pipeline
@@ -47,6 +49,14 @@ class Drift:
     num_due: int
 
 
+@dataclass(frozen=True)
+class JudgedView:
+    """What a judge has found: a row for each version, and what there is to say of it."""
+
+    rows: Sequence[tuple[str, ...]]
+    sentences: tuple[str, ...]
+
+
 class _Measured(Embedding):
     """Knows which model measured, and does not measure."""
 
@@ -72,7 +82,8 @@ class DriftDesk:
         self._pipeline = pipeline
         # So that work is done once, whoever asks meanwhile.
         self._following, self._telling = threading.Lock(), threading.Lock()
-        self._scoring = threading.Lock()
+        self._scoring, self._judging = threading.Lock(), threading.Lock()
+        self._judged: tuple[object, JudgedView] | None = None
         self._scores: tuple[object, tuple[Scores, float]] | None = None
         self._status: tuple[object, Status] | None = None
         self._topics: dict[tuple[str, int], list[Topics]] = {}
@@ -120,6 +131,24 @@ class DriftDesk:
             if self._scores is None or self._scores[0] != state:
                 self._scores = state, self._summed(traffic)
             return self._scores[1]
+
+    def judged(self) -> JudgedView:
+        """What the recipe's judge makes of each version; all its verdicts are read, once.
+
+        Raises:
+            RecipeError: The recipe names none.
+        """
+        pipeline = self._pipeline
+        judge = Judge(pipeline.recipe, pipeline.store, pipeline.ledger)
+        traffic = judge.traffic
+        state = judge.digest, traffic.judged.standing(), traffic.feedback.standing()
+        with self._judging:
+            if self._judged is None or self._judged[0] != state:
+                status = judge_report.status_of(judge)
+                rows = judge_report.version_rows(status)
+                told = tuple(judge_report.sentences(judge, status))
+                self._judged = state, JudgedView(rows, told)
+            return self._judged[1]
 
     def _summed(self, traffic: Traffic) -> tuple[Scores, float]:
         recipe = self._pipeline.recipe

@@ -19,13 +19,13 @@ from penstock.console.live import live
 from penstock.console.render import render
 from penstock.errors import PenstockError
 from penstock.gates import summary_rows, to_html
-from penstock.monitoring import drift_page, drift_report
+from penstock.monitoring import drift_page, drift_report, judge_report
 
 _NUM_ROWS = 50
 _NUM_LINES = 20
 _NUM_WINDOWS = 30
 # Of live traffic; the first is what is shown unasked. 0 never loads the page again.
-_MINUTES = (5, 1, 15, 60)
+_MINUTES = (5, 1, 15)
 _EVERY_S = (5, 0)
 # The report brings its style with it; whatever else were in it could do nothing.
 _REPORT_POLICY = (
@@ -135,6 +135,12 @@ def rollout(desk: Desk, request: Request) -> Response:
     )
 
 
+def judge(desk: Desk, request: Request) -> Response:
+    """What the recipe's judge makes of each version, and whether it counts."""
+    found, headers = desk.drift.judged(), judge_report.HEADERS
+    return render(desk, request, "judge.html", found=found, headers=headers)
+
+
 def whole_rollout(desk: Desk, request: Request) -> Response:
     """The trial's whole report with its plots, to be kept or sent."""
     rollout = desk.rollout(request.path_params["rollout_id"])
@@ -174,7 +180,9 @@ def alarm(desk: Desk, request: Request) -> Response:
 def drift(desk: Desk, request: Request) -> Response:
     """Whether traffic is still what it was, and what people make of each version."""
     scores, min_score = desk.drift.scores()
-    shown: dict[str, Any] = {"scores": scores, "min_score": min_score, "found": None}
+    has_judge = desk.pipeline.recipe.observe.judge is not None
+    shown: dict[str, Any] = {"scores": scores, "min_score": min_score, "has_judge": has_judge}
+    shown["found"] = None
     try:
         found = desk.drift.drift(request.query_params.get("window"))
     except PenstockError as error:
@@ -274,6 +282,7 @@ PAGES: dict[str, Callable[[Desk, Request], Response]] = {
     "/alarms/{number:int}": alarm,
     "/drift": drift,
     "/drift/topics": topics,
+    "/drift/judge": judge,
     "/traffic": traffic,
     "/quarantine": quarantine,
     "/feedback": feedback,
