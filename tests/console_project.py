@@ -11,10 +11,14 @@ import yaml
 import traffic_rows
 from penstock.artifacts import Artifact
 from penstock.gates import GatePolicy, gate_results
+from penstock.gates.retrain_policy import decide
 from penstock.ledger import ModelVersion, StageRecord, schema
+from penstock.ledger.alarms import Alarm, Alarms, AlarmState
+from penstock.ledger.retrain_log import Entry, Line
 from penstock.ledger.rollouts import Rollouts
 from penstock.pipeline import open_pipeline
 from penstock.promotion import Production
+from penstock.retrain import Loop
 from penstock.rollout import Opening
 from penstock.rollout_control import start
 from penstock.rollout_section import RolloutSection
@@ -30,6 +34,7 @@ RECIPE = {
     "sources": {"tickets": {"type": "files", "paths": "data.jsonl"}},
     "evaluate": {"tasks": ["sums"]},
     "gate": {"min": {"sums": 0.5}},
+    "observe": {"retrain": {"debounce_s": 0}},
 }
 
 
@@ -49,6 +54,8 @@ class ConsoleProject:
         self.pipeline = open_pipeline(self.recipe)
         self.ledger = self.pipeline.ledger
         self.registry = Registry(folder)
+        self._failed_run()
+        self._alarms()
         self.run_id = self._runs()
         for number in (1, 2, 3):
             self.ledger.add_model(self._version(number))
@@ -86,12 +93,52 @@ class ConsoleProject:
             data_version=f"tickets@{number}{self.mark}",
         )
 
+    # -- alarms ----------------------------------------------------------------------
+
+    def _alarms(self):
+        """One that led to a run, one that was vetoed, one that starts none, one that waits."""
+        alarms = Alarms(self.ledger)
+        self._raise("drift", "version 1, window 2026-11-20")
+        self.alarm_run = self._answer()
+        vetoed = self._raise("quality", "refusals")
+        alarms.decide(vetoed.number, AlarmState.VETOED, f"a test of ours{self.mark}")
+        self._raise("alert", "PenstockErrors", severity="critical")
+        self._raise("drift", "version 1, window 2026-11-27")
+        self.decide()
+
+    def _raise(self, kind, key, **more):
+        evidence = {"window": f"2026-11-27{self.mark}", "statistic": 9_123.4, "threshold": 7_300}
+        raised = Alarm(MODEL, kind, f"{key}{self.mark}", 1.8e9, evidence=evidence, **more)
+        return Alarms(self.ledger).raise_(raised)
+
+    def decide(self):
+        """Decide as a watcher would, and write it down."""
+        recipe = self.pipeline.recipe
+        loop = Loop(recipe, self.ledger, recipe.observe.retrain.policy())
+        story = loop.story()
+        situation = loop.situation(story)
+        decision = decide(situation, loop.policy)
+        assert loop.record(decision, situation, story)
+        return loop, decision
+
+    def _answer(self):
+        """A run for the alarm that is open; it is blocked."""
+        loop, decision = self.decide()
+        run = self.ledger.start_run(MODEL, "", "", {}, key=decision.key)
+        self.ledger.end_run(run.id, "BLOCKED", "sums fell")
+        told = {"outcome": "BLOCKED", "duration_s": 3.0, "run_id": run.id}
+        loop.log.add(Entry(Line.ENDED, f"BLOCKED: sums fell{self.mark}", told, decision.key))
+        return run.id
+
     # -- runs ------------------------------------------------------------------------
 
-    def _runs(self):
+    def _failed_run(self):
         mark = self.mark
         failed = self.ledger.start_run(MODEL, f"name: {MODEL}\n# {mark}", "", {"seed": mark or 1})
         self.ledger.end_run(failed.id, "FAILED", f"More than 1 % of the rows are bad. {mark}")
+
+    def _runs(self):
+        mark = self.mark
         run = self.ledger.start_run(MODEL, self.recipe.read_text(), "", {})
         self.prints = {}
         for position, (stage, outcome, note, summary) in enumerate(self._stages()):
@@ -214,5 +261,11 @@ class ConsoleProject:
             }
             for day in range(16, 24)
         ]
+        versions = [
+            {key: value for key, value in row.items() if key != "key_id"}
+            | {"version": 1, "run_id": self.run_id}
+            for row in rows
+        ]
         with self.ledger.database.write() as connection:
             connection.execute(sa.insert(schema.spending), rows)
+            connection.execute(sa.insert(schema.version_spending), versions)

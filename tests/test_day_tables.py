@@ -157,3 +157,51 @@ def test_the_newest_rows_come_first_and_older_files_stay_closed(table):
     table.names.clear()
     assert [row[RESPONSE_ID] for row in table.newest(1)] == [names[2]]
     assert len(table.names) == 1
+
+
+def test_no_other_columns_are_read_than_are_asked_for(table):
+    name = response_id()
+    append(table, [name], said="much")
+    (row,) = table.find([name], day(name), columns=[ID_MS]).to_pylist()
+    assert sorted(row) == sorted([DAY, ID_MS, RESPONSE_ID, VERSION, ROW])
+    (row,) = table.newest(1, columns=["said"])
+    assert sorted(row) == sorted(["said", RESPONSE_ID, VERSION, ROW])
+
+
+def test_rows_of_files_without_a_newer_column_have_nothing_in_it(table):
+    name = response_id()
+    append(table, [name])
+    wider = SCHEMA.insert(3, pa.field("more", pa.string()))
+    told = {DAY: day(name), ID_MS: id_ms(name), RESPONSE_ID: name, "said": "y", "more": "z"}
+    own = pa.schema([field for field in wider if field.name not in (VERSION, ROW)])
+    batch = pa.RecordBatch.from_pylist([told], own)
+    table.append(Position("one", 1), wider, lambda version: numbered([batch], version, wider))
+    assert table.find([name], day(name))["more"].to_pylist() == [None, "z"]
+    assert [row["more"] for row in table.newest(2)] == ["z", None]
+
+
+def test_what_came_since_a_moment_is_read_without_older_files_and_with_what_got_no_answer(
+    tmp_path,
+):
+    log = Opened(tmp_path / "log")
+    schema = SCHEMA.insert(3, pa.field("at", pa.timestamp("us", "UTC")))
+    own = pa.schema([field for field in schema if field.name not in (VERSION, ROW)])
+
+    def write(number, *ages_s):
+        now = datetime.now(UTC)
+        rows = [
+            {DAY: now.date(), "said": f"{number}", "at": now - timedelta(seconds=age_s)}
+            for age_s in ages_s
+        ]
+        batch = pa.RecordBatch.from_pylist(rows, own)
+        log.append(Position("one", number), schema, lambda v: numbered([batch], v, schema))
+
+    assert log.since(datetime.now(UTC), "at", ["said"]).num_rows == 0
+    write(0, 0)
+    moment = datetime.now(UTC) + timedelta(milliseconds=1)
+    while datetime.now(UTC) < moment + timedelta(milliseconds=2):
+        pass
+    write(1, 60, -60)
+    log.names.clear()
+    assert log.since(moment, "at", ["said"])["said"].to_pylist() == ["1"]
+    assert len(log.names) == 1

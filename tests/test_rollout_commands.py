@@ -1,5 +1,6 @@
 """``penstock rollout``, without a recipe: a ledger and an MLflow that always answers."""
 
+import dataclasses
 import json
 
 import pytest
@@ -120,6 +121,16 @@ def test_a_person_promotes_or_stops(penstock, world):
 def test_what_makes_no_sense_is_refused(penstock, options, message):
     with pytest.raises(RecipeError, match=message):
         penstock("start", 2, *options)
+
+
+@pytest.mark.parametrize("command", ["status", "stop", "promote", "replay", "history"])
+def test_the_trial_of_another_model_is_refused(penstock, world, command):
+    penstock("start", 2)
+    other = dataclasses.replace(world.rollouts.open(MODEL, "production"), model="other", id="ro-x")
+    world.rollouts.start(other, 60.0)
+    with pytest.raises(LedgerError, match=f"is of other@production, not of {MODEL}@production"):
+        penstock(command, "ro-x")
+    assert world.rollouts.find("ro-x").is_open
 
 
 def test_a_version_that_is_not_there_is_refused(penstock):

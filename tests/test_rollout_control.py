@@ -228,6 +228,22 @@ def test_a_person_promotes_without_waiting(world):
         stop(world.rollouts, ended, "too late")
 
 
+def test_who_promotes_what_is_being_promoted_already_is_written_down_with_the_reason(world):
+    begun = world.start()
+    world.registry.error = RegistryError("MLflow is away.")  # so that the pointer does not move
+    with pytest.raises(RegistryError):
+        promote_now(world.rollouts, begun, world.production, "it is urgent")
+    promoting = world.rollouts.find(begun.id)
+    assert promoting.state is State.PROMOTING
+    world.registry.error = None
+    ended = promote_now(world.rollouts, promoting, world.production, "I said so, twice")
+    assert (ended.state, world.serving) == (State.PROMOTED, 2)
+    reasons = [one.reason for one in world.rollouts.events(begun.id)]
+    assert reasons[1:3] == ["it is urgent", "I said so, twice"]
+    assert "I said so, twice" in world.ledger.history(MODEL)[-1].reason
+    assert same(world, begun)
+
+
 def test_a_trial_is_not_promoted_as_another_model(world):
     begun, other = world.start(2), dataclasses.replace(world.production, name="other")
     for number in (1, 2):

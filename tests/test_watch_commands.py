@@ -135,6 +135,20 @@ def through(orchestrator, folder):
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"observe": {"retrain": retrain}}))
 
 
+def test_the_alarm_of_another_recipe_is_neither_shown_nor_decided(penstock, folder):
+    penstock("alarms", "raise", "quality", "--key", "q1")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"name": "another"}))
+    for words in (
+        ("alarms", "show", 1),
+        ("alarms", "close", 1, "--reason", "over"),
+        ("watch", "veto", 1, "--reason", "no"),
+    ):
+        with pytest.raises(LedgerError, match="another recipe"):
+            penstock(*words)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    assert len(json.loads(penstock("alarms", "list", "--json"))) == 1
+
+
 def test_a_recipe_may_name_the_orchestrators_of_the_registry_and_no_others():
     named = get_args(RetrainSection.model_fields["through"].annotation)
     assert set(named) == {"here", *registry.BUILTIN["orchestrators"]}

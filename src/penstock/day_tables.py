@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from penstock.artifacts import store_errors
-from penstock.tables import ROW, VERSION, Position, Table, conform, schema_of, write_file
+from penstock.tables import ROW, VERSION, Position, Table, schema_of, write_file
 
 DAY = "day"  # date32: of the response, in UTC; what the table is partitioned by
 ID_MS = "id_ms"  # int64: when the response got its id, Unix milliseconds; null without one
@@ -68,7 +68,13 @@ class DayTable(Table):
             time.sleep(random.uniform(0, pause_s))  # noqa: S311
         raise self._contended()
 
-    def find(self, response_ids: Sequence[str], day: date, upto: int | None = None) -> pa.Table:
+    def find(
+        self,
+        response_ids: Sequence[str],
+        day: date,
+        upto: int | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> pa.Table:
         """All rows of some responses of one day, in the order they came.
 
         Only files are opened that have the day and may have one of the milliseconds.
@@ -77,43 +83,70 @@ class DayTable(Table):
             response_ids: Of that day.
             day: In UTC.
             upto: The last version that counts; None is the newest.
+            columns: Of the table, to read no others; None is all.
         """
         times_ms = sorted(map(id_ms, response_ids))
         handle = self._handle()
         if handle is None or not times_ms:
             return pa.table({})
-        schema = schema_of(handle)
-        found = [
-            rows
-            for name in _files_of(handle, day, times_ms)
-            for rows in self._matching(name, schema, response_ids, times_ms)
+        schema = _schema_of(handle, columns)
+        inside = _without_day(schema)
+        wanted = [
+            (ID_MS, ">=", times_ms[0]),
+            (ID_MS, "<=", times_ms[-1]),
+            (RESPONSE_ID, "in", list(response_ids)),
         ]
-        if not found:
-            return schema.empty_table()
-        table = pa.concat_tables(found)
+        found = [
+            self._read(handle, name, inside, wanted) for name in _files_of(handle, day, times_ms)
+        ]
+        table = pa.concat_tables([inside.empty_table(), *found])
         if upto is not None:
             table = table.filter(pc.less_equal(table[VERSION], upto))
         days = pa.repeat(pa.scalar(day, pa.date32()), table.num_rows)
-        table = table.set_column(schema.get_field_index(DAY), schema.field(DAY), days)
+        table = table.add_column(schema.get_field_index(DAY), schema.field(DAY), days)
         return table.sort_by([(VERSION, "ascending"), (ROW, "ascending")])
 
-    def newest(self, limit: int) -> list[dict[str, Any]]:
-        """The rows that came last, newest first; only the files are opened that hold them."""
-        import pyarrow.parquet as pq
+    def newest(self, limit: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The rows that came last, newest first; only the files are opened that hold them.
 
+        Args:
+            limit: At most so many.
+            columns: Of the table, to read no others; None is all.
+        """
         handle = self._handle()
         if handle is None:
             return []
+        schema = _without_day(_schema_of(handle, columns))
         actions = pa.table(handle.get_add_actions(flatten=True)).to_pylist()
-        rows: list[dict[str, Any]] = []
+        last = schema.empty_table()
         for action in sorted(actions, key=lambda one: -(one[f"max.{VERSION}"] or 0)):
-            if len(rows) >= limit and rows[limit - 1][VERSION] > (action[f"max.{VERSION}"] or 0):
+            full = last.num_rows == limit
+            if full and last[VERSION][-1].as_py() > (action[f"max.{VERSION}"] or 0):
                 break
-            with store_errors(self.folder.url):
-                opened = self.folder.opened(unquote(action["path"]))
-                rows += pq.read_table(opened, partitioning=None).to_pylist()
-            rows.sort(key=lambda row: (-row[VERSION], -row[ROW]))
-        return rows[:limit]
+            more = self._read(handle, unquote(action["path"]), schema)
+            # Of a large file no more becomes Python than is asked for.
+            both = pa.concat_tables([last, more])
+            last = both.sort_by([(VERSION, "descending"), (ROW, "descending")]).slice(0, limit)
+        rows: list[dict[str, Any]] = last.to_pylist()
+        return rows
+
+    def since(self, at: datetime, time_column: str, columns: Sequence[str]) -> pa.Table:
+        """Some columns of all rows with a time at or after a moment, whether answered or not.
+
+        Only files are opened that were written since.
+
+        Args:
+            at: The moment, with a time zone.
+            time_column: A timestamp that rows have when they are written.
+            columns: Of the table, without ``day``.
+        """
+        handle = self._handle()
+        if handle is None:
+            return pa.table({})
+        schema = _without_day(_schema_of(handle, columns))
+        later = [(time_column, ">=", at)]
+        found = [self._read(handle, name, schema, later) for name in _files_since(handle, at)]
+        return pa.concat_tables([schema.empty_table(), *found])
 
     def between(self, start_ms: int, end_ms: int, columns: Sequence[str]) -> pa.Table:
         """Some columns of all rows whose responses got their ids in a span of time.
@@ -125,22 +158,15 @@ class DayTable(Table):
             end_ms: The first one after the span.
             columns: Of the table, without ``day``.
         """
-        import pyarrow.parquet as pq
-
         handle = self._handle()
         if handle is None or start_ms >= end_ms:
             return pa.table({})
         told = schema_of(handle)
         schema = pa.schema([told.field(name) for name in columns])
         span = [(ID_MS, ">=", start_ms), (ID_MS, "<", end_ms)]
-        batches: list[pa.RecordBatch] = []
-        with store_errors(self.folder.url):
-            for name in _files_between(handle, start_ms, end_ms):
-                rows = pq.read_table(
-                    self.folder.opened(name), columns=list(columns), filters=span, partitioning=None
-                )
-                batches += [conform(batch, schema) for batch in rows.to_batches()]
-        return pa.Table.from_batches(batches, schema)
+        names = _files_between(handle, start_ms, end_ms)
+        found = [self._read(handle, name, schema, span) for name in names]
+        return pa.concat_tables([schema.empty_table(), *found])
 
     def compact(self, day: date) -> None:
         """Make few files of a day's many; gives way when another process does the same."""
@@ -188,18 +214,20 @@ class DayTable(Table):
                 actions.append(write_file(self.folder, inside, pieces, _SPANS, told))
         return actions
 
-    def _matching(
-        self, name: str, schema: pa.Schema, response_ids: Sequence[str], times_ms: Sequence[int]
-    ) -> Iterator[pa.Table]:
+    def _read(
+        self, handle: Any, name: str, schema: pa.Schema, filters: list[Any] | None = None
+    ) -> pa.Table:
+        """Some columns of a file; those that are newer than it are null."""
         import pyarrow.parquet as pq
 
-        span = [(ID_MS, ">=", times_ms[0]), (ID_MS, "<=", times_ms[-1])]
         with store_errors(self.folder.url):
-            rows = pq.read_table(self.folder.opened(name), filters=span, partitioning=None)
-        kept = rows.filter(pc.is_in(rows[RESPONSE_ID], pa.array(response_ids, pa.string())))
-        if kept.num_rows:
-            batches = [conform(batch, schema) for batch in kept.to_batches()]
-            yield pa.Table.from_batches(batches, schema)
+            return pq.read_table(
+                self.folder.opened(name),
+                schema=_without_day(schema_of(handle)),
+                columns=schema.names,
+                filters=filters,
+                partitioning=None,
+            )
 
 
 def id_ms(response_id: str) -> int:
@@ -210,6 +238,20 @@ def id_ms(response_id: str) -> int:
 def day_of(at_ms: int) -> date:
     """The day of a moment, in UTC."""
     return (datetime(1970, 1, 1) + timedelta(milliseconds=at_ms)).date()
+
+
+def _schema_of(handle: Any, columns: Sequence[str] | None) -> pa.Schema:
+    """The table's columns, or some of them with those that say where a row is."""
+    told = schema_of(handle)
+    if columns is None:
+        return told
+    wanted = {*columns, DAY, RESPONSE_ID, VERSION, ROW}
+    return pa.schema([field for field in told if field.name in wanted])
+
+
+def _without_day(schema: pa.Schema) -> pa.Schema:
+    """What is in the files: the day is in their folder's name."""
+    return schema.remove(schema.get_field_index(DAY))
 
 
 def _files_of(handle: Any, day: date, times_ms: Sequence[int]) -> list[str]:
@@ -236,6 +278,13 @@ def _files_between(handle: Any, start_ms: int, end_ms: int) -> list[str]:
         for action in actions
         if action.get(low) is not None and action[low] < end_ms and action[high] >= start_ms
     )
+
+
+def _files_since(handle: Any, at: datetime) -> list[str]:
+    """Files that were written at or after a moment, in a fixed order."""
+    actions = pa.table(handle.get_add_actions(flatten=True)).to_pylist()
+    since_ms = int(1000 * at.timestamp())
+    return sorted(unquote(one["path"]) for one in actions if one["modification_time"] >= since_ms)
 
 
 def _has_days_before(handle: Any, before: date) -> bool:

@@ -27,7 +27,7 @@ from penstock.gates.retrain_policy import (
 )
 from penstock.ledger import Ledger, RunRecord
 from penstock.ledger.alarms import AlarmRecord, Alarms
-from penstock.ledger.retrain_log import Entry, Line, Logged, RetrainLog
+from penstock.ledger.retrain_log import DECIDED, Entry, Line, Logged, RetrainLog
 from penstock.ledger.rollout_records import State
 from penstock.ledger.rollouts import Rollouts
 from penstock.recipe import Recipe
@@ -41,7 +41,6 @@ _LEASE_S = 10.0
 _MAX_ENDS = 3
 # Of a loop's starts, those a decision is shown: all of the last 30 days, and at least so many.
 _MOST_STARTS = 20
-_DECIDED = {Line.WAIT, Line.REFUSE, Line.START, Line.JOIN}
 _OF_ROLLOUT = {
     State.PROMOTED: "PROMOTED",
     State.ROLLED_BACK: "ROLLED_BACK",
@@ -141,7 +140,7 @@ def read(lines: Iterable[Logged]) -> Story:
                 paused, resumed_s = None, line.at_s
             case Line.APPROVE:
                 approved = max(approved, line.evidence["up_to"])
-        if line.action in _DECIDED:
+        if line.action in DECIDED:
             gist = RetrainDecision(**_tuples(line.evidence["decision"])).gist
     return Story(epoch, tuple(starts.values()), paused, approved, resumed_s, gist, told, troubles)
 
@@ -168,7 +167,7 @@ def situation_of(
 
 def recomputed(line: Logged) -> bool | None:
     """Whether a decision of the log comes out the same again; None if the line is none."""
-    if line.action not in _DECIDED:
+    if line.action not in DECIDED:
         return None
     known = line.evidence
     again = decide(Situation.from_dict(known["situation"]), RetrainPolicy(**known["policy"]))

@@ -304,17 +304,26 @@ def promote_now(
         LedgerError: The rollout has ended, is no longer what it was, or is another model's.
         PenstockError: The pointer cannot be moved; a controller will try again.
     """
+    refuse_another(rollout, production)
+    rollout = settle(rollouts, rollout.id)
+    # Also if it is being promoted: the log says that a person wants it, and why.
+    rollout = _by_hand(rollouts, rollout, promoted_by_hand(rollout, reason))
+    move_pointer(rollouts, rollout, production)
+    return settle(rollouts, rollout.id)
+
+
+def refuse_another(rollout: Rollout, production: Production) -> None:
+    """Check that a rollout is about this model and alias.
+
+    Raises:
+        LedgerError: It is another model's.
+    """
     if (rollout.model, rollout.alias) != (production.name, production.alias):
         raise LedgerError(
             f"Rollout {rollout.id} is of {rollout.model}@{rollout.alias}, not of "
             f"{production.name}@{production.alias}.",
             f"Say so: --model-name {rollout.model} --stage {rollout.alias}",
         )
-    rollout = settle(rollouts, rollout.id)
-    if rollout.state is not State.PROMOTING:
-        rollout = _by_hand(rollouts, rollout, promoted_by_hand(rollout, reason))
-    move_pointer(rollouts, rollout, production)
-    return settle(rollouts, rollout.id)
 
 
 def stop(rollouts: Rollouts, rollout: Rollout, reason: str) -> Rollout:

@@ -113,6 +113,14 @@ class Traffic:
         """That of a project."""
         return cls(store.table_at(FOLDER).folder)
 
+    def stream(self) -> str | None:
+        """Names the two tables, as units of the ``requests`` source do; None before the first word.
+
+        Tables made anew in the same place have another name.
+        """
+        log, feedback = self.log.standing(), self.feedback.standing()
+        return None if log is None or feedback is None else f"{FOLDER}:{log[0]}/{feedback[0]}"
+
     def known(self, response_id: str) -> Known:
         """Look one response up.
 

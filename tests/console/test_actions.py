@@ -5,6 +5,7 @@ import pytest
 from console_browser import Browser
 from penstock import quarantine
 from penstock.console import create_console
+from penstock.errors import RegistryError
 from penstock.ledger import ModelVersion
 from penstock.promotion import Production
 from penstock.quarantine import decide, held, rows
@@ -51,6 +52,28 @@ def test_a_rollback_that_is_sent_twice_goes_back_once(project, browser):
     assert "has moved since" in answer.text
     assert project.serving == 2
     assert last_move(project).reason == "it is rude"
+
+
+def away(*_):
+    raise RegistryError("MLflow does not answer.", "Start it.")
+
+
+def test_a_move_that_mlflow_has_not_followed_is_done_and_said_to_be_followed_later(
+    project, browser, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(project.registry, "set_alias", away)
+        done = browser.confirm("/versions/2/promote", "new")
+        assert done.status_code == 303
+        page = browser.get(done.headers["location"].removeprefix("/console")).text
+        assert "The pointer has moved." in page
+        assert "its alias has not followed yet; the next run or promotion makes it follow" in page
+        assert (project.serving, project.registry.alias(MODEL, "production")) == (2, 1)
+        done = browser.confirm("/rollback", "old")
+        assert done.headers["location"] == "/console/versions?done=rolled-back-alone"
+        assert project.serving == 1
+    assert browser.confirm("/versions/3/promote", "newest").status_code == 303
+    assert (project.serving, project.registry.alias(MODEL, "production")) == (3, 3)
 
 
 def test_a_trial_is_stopped_or_promoted_by_a_person(project, browser):

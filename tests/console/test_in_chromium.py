@@ -1,12 +1,15 @@
 """A person with a keyboard: looks at the loop, reads the gate's report, promotes a version."""
 
 import shutil
+import time
 
 import pytest
 
 from console_browser import chromium, serving
 from console_project import ConsoleProject
+from penstock.ledger.alarms import Alarms, AlarmState
 from rollout_world import MODEL
+from traffic_rows import Writers, asked, response_id
 
 pytest.importorskip("playwright")
 pytestmark = [
@@ -88,12 +91,40 @@ def test_a_version_is_promoted_by_keyboard_and_nothing_leaves_this_host(tmp_path
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_can_be_read_in_light_and_in_dark(tmp_path, scheme):
-    with serving(ConsoleProject(tmp_path)) as url, chromium() as browser:
+    project = ConsoleProject(tmp_path)
+    Writers(project.pipeline.store.root).log(asked(response_id(), received_at_s=time.time()))
+    with serving(project) as url, chromium() as browser:
         page = browser.new_page(color_scheme=scheme, viewport={"width": 400, "height": 700})
-        page.goto(f"{url}/console/")
-        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert (_luminance(background) > 0.5) == (scheme == "light")
-        for selector in (".word", ".soft", "td", "section a", "nav a"):
-            assert contrast(page, selector) >= 4.5, selector
-        # A narrow window scrolls tables, not the page.
-        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        for path in ("/", "/traffic", "/alarms", "/alarms/4", "/drift", "/feedback"):
+            page.goto(f"{url}/console{path}")
+            background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert (_luminance(background) > 0.5) == (scheme == "light")
+            for selector in (".word", ".soft", "td", "section a", "nav a"):
+                if path == "/" or page.locator(selector).count():
+                    assert contrast(page, selector) >= 4.5, (path, selector)
+            # A narrow window scrolls tables, not the page.
+            assert page.evaluate("document.documentElement.scrollWidth") <= 400, path
+            headers = page.locator("thead th")
+            assert headers.count() == page.locator("thead th[scope=col]").count(), path
+
+
+def test_an_alarm_is_vetoed_by_keyboard_and_traffic_moves_by_itself(tmp_path):
+    project = ConsoleProject(tmp_path)
+    writers = Writers(project.pipeline.store.root)
+    with serving(project) as url, chromium() as browser:
+        page = browser.new_page(java_script_enabled=False)
+        keyboard = Keyboard(browser.new_page())
+        keyboard.page.goto(f"{url}/console/")
+        keyboard.to("Alarms").enter()
+        keyboard.to("4").enter()
+        keyboard.to("Veto").enter()
+        keyboard.page.wait_for_selector("#reason:focus")
+        keyboard.page.keyboard.type("it was a test of ours")
+        keyboard.to("Veto alarm 4").enter()
+        assert "No run starts for it" in keyboard.page.locator("[role=status]").text_content()
+        assert Alarms(project.ledger).find(4).state is AlarmState.VETOED
+
+        page.goto(f"{url}/console/traffic")
+        assert "No request was written down" in page.content()
+        writers.log(asked(response_id(), received_at_s=time.time(), model="seen-live"))
+        page.get_by_text("seen-live").wait_for(timeout=60_000)

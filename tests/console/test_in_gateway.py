@@ -4,7 +4,9 @@ import json
 import re
 import subprocess
 import sys
+import time
 
+import httpx
 import pytest
 
 from console_browser import Browser
@@ -58,6 +60,7 @@ def test_without_it_there_is_no_such_path(gateway):
 def served(project, request):
     """``penstock serve`` in processes of its own; its address."""
     serve = {"console": True, "port": 0, "workers": request.param, "models": {"far": FAR}}
+    serve |= {"log": {"flush_s": 0.1}}
     settings = [f"--set=serve.{name}={json.dumps(value)}" for name, value in serve.items()]
     command = [sys.executable, "-m", "penstock.cli", "serve", "--recipe", str(project.recipe)]
     command += [*settings, "--set=serve.metrics_port=null"]
@@ -79,6 +82,19 @@ def test_penstock_serve_has_it(project, served):
     (row,) = rows(project.pipeline, project.row_ids[0])
     assert (row.decision.action, row.decision.reason) == ("release", "fine")
     assert row.decision.by.startswith("console by ")
+
+
+def test_what_the_gateway_is_asked_is_seen_as_live_traffic(served):
+    browser = Browser(None, served)
+    assert "No request was written down" in browser.get("/traffic").text
+    chat = {"model": "far", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+    answer = httpx.post(f"{served}/v1/chat/completions", json=chat, timeout=60)
+    assert answer.status_code >= 500  # there is no such host
+    end_s = time.monotonic() + 60
+    while 'scope="row">far</th>' not in (page := browser.get("/traffic").text):
+        assert time.monotonic() < end_s, page
+        time.sleep(0.1)
+    assert '<span class="word failed">1</span>' in page
 
 
 def opened(project, **serve):

@@ -67,6 +67,10 @@ def paths(project):
         *("/versions/2/promote", f"/rollouts/{project.trial}/stop"),
         *(f"/rollouts/{project.trial}/promote", f"/quarantine/release?row={row}"),
         "/quarantine/drop?source=tickets&rule=length",
+        *("/alarms", "/alarms?before=2", "/alarms/1", "/alarms/2", "/alarms/3", "/alarms/4"),
+        *("/alarms/4/acknowledge", "/alarms/4/veto", "/drift", "/drift/topics"),
+        "/traffic",
+        *("/alarms/pause", "/alarms/resume", "/alarms/approve"),
     ]
 
 
@@ -94,7 +98,10 @@ def test_every_page_forbids_scripts_frames_and_other_hosts(project, get):
 
 
 def test_hostile_texts_are_shown_as_they_are(project, get):
-    for path in ("/", "/quarantine", "/feedback", "/cost", f"/runs/{project.run_id}"):
+    for path in (
+        *("/", "/quarantine", "/feedback", "/cost", f"/runs/{project.run_id}"),
+        *("/alarms", "/alarms/1", "/alarms/2"),
+    ):
         assert "<script>alert(1)</script>" in Page(get(f"/console{path}").text).text, path
 
 
@@ -119,8 +126,15 @@ def test_a_version_leads_back_to_its_sources(project, get):
     assert "The ledger does not know" in Page(get("/console/versions/2").text).text
 
 
-def test_the_gates_report_is_shown_in_a_sandbox(project, get):
-    answer = get(f"/console/gates/{project.prints['gate']}/report")
+@pytest.mark.parametrize("what", ["gate", "run", "rollout"])
+def test_a_report_is_shown_in_a_sandbox(project, get, what):
+    paths = {
+        "gate": f"/gates/{project.prints['gate']}",
+        "run": f"/runs/{project.run_id}",
+        "rollout": f"/rollouts/{project.trial}",
+    }
+    assert f'href="/console{paths[what]}/report"' in get(f"/console{paths[what]}").text
+    answer = get(f"/console{paths[what]}/report")
     assert "<svg" in answer.text
     assert "script" not in Page(answer.text).tags
     policy = answer.headers["content-security-policy"]
@@ -134,10 +148,14 @@ def test_a_trial_shows_its_counts_and_its_log(project, get):
     assert "step 1 of" in text
 
 
-def test_cost_is_summed_and_drawn(get):
+def test_cost_is_summed_and_drawn(project, get):
     answer = get("/console/cost")
     assert "<svg" in answer.text
-    assert f"{sum(40 * day for day in range(16, 24)):,}" in answer.text
+    total = f"{sum(40 * day for day in range(16, 24)):,}"
+    text = Page(answer.text).text
+    for name in (f"{MODEL}{HOSTILE} 1", project.run_id, "no tenant", "no key"):
+        assert f"{name} {total}" in text
+    assert f'href="/console/runs/{project.run_id}"' in answer.text
 
 
 def test_feedback_comes_newest_first(get):
@@ -158,6 +176,8 @@ def test_the_plan_asks_the_sources(get):
         "/gates/..%2f..%2f..%2fetc%2fpasswd",
         "/gates/../../recipe.yaml",
         "/rollouts/%2e%2e%2f",
+        "/runs/nothing/report",
+        "/rollouts/nothing/report",
         "/../recipe.yaml",
         "/console.css/../../../recipe.yaml",
         "/versions/1e3",
@@ -215,9 +235,19 @@ def test_an_empty_project_has_every_page(tmp_path):
     async def ask():
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            for path in ("", "runs", "gates", "versions", "rollouts", "quarantine", "feedback"):
+            for path in (
+                "",
+                "runs",
+                "gates",
+                "versions",
+                "rollouts",
+                "quarantine",
+                "feedback",
+                "alarms",
+            ):
                 assert (await client.get(f"/console/{path}")).status_code == 200, path
-            assert (await client.get("/console/cost")).status_code == 200
+            for path in ("traffic", "quarantine", "feedback", "cost"):
+                assert (await client.get(f"/console/{path}")).status_code == 200, path
             assert (await client.get("/console/rollback")).status_code == 404
 
     asyncio.run(ask())

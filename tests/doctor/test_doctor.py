@@ -284,6 +284,35 @@ def test_extras_are_those_that_the_recipe_needs(tmp_path):
     assert environment.extras(load_recipe(project.path))["postgres"] == "ledger"
 
 
+def test_contracts_and_the_orchestrators_that_are_asked_have_extras_too(tmp_path):
+    from penstock.recipe_file import load_recipe
+
+    def extras_of(more):
+        return environment.extras(load_recipe(Project(tmp_path, more=more).path))
+
+    plain = extras_of("")
+    assert plain["contracts"] == "validate"
+    assert not {"airflow", "dagster", "prefect"} & set(plain)
+    told = extras_of("observe: {retrain: {through: prefect}}\n")
+    assert told["prefect"] == "observe.retrain.through"
+    assert extras_of("orchestrate: {airflow: {}}\n")["airflow"] == "orchestrate.airflow"
+    assert "airflow" not in extras_of("orchestrate: {retries: 3}\n")
+    nothing = "validate: {not_null: [], length: {}, range: {}}\n"
+    assert "contracts" not in extras_of(nothing)
+
+
+def test_what_one_command_needs_is_said_and_is_no_failure(tmp_path, monkeypatch):
+    from penstock.recipe_file import load_recipe
+
+    recipe = load_recipe(Project(tmp_path).path)
+    demands = ["nosuchsdk>=1; extra == 'grafana'"]
+    monkeypatch.setattr(environment, "requires", lambda name: demands)
+    found = {one.check: one for one in environment.packages(recipe)}
+    said = found["packages for penstock export grafana"]
+    assert said.state == "ok"
+    assert said.found.startswith("nosuchsdk is not installed; for that command: pip install")
+
+
 def test_a_package_that_is_missing_or_old_says_what_to_install(monkeypatch):
     demands = ["pandas>=99", "nosuchpackage>=1", "torch==1; extra == 'train'"]
     monkeypatch.setattr(environment, "requires", lambda name: demands)

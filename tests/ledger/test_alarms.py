@@ -116,3 +116,26 @@ def test_nothing_is_decided_without_a_reason_or_about_what_is_not_there(alarms):
         alarms.decide(number, AlarmState.ANSWERED, "mine")
     with pytest.raises(LedgerError, match="no alarm 99"):
         alarms.decide(99, AlarmState.CLOSED, "gone")
+
+
+def test_open_and_past_alarms_are_listed_a_page_at_a_time(alarms):
+    numbers = [alarms.raise_(alarm(key=f"{i}")).number for i in range(6)]
+    alarms.raise_(alarm(recipe="other"))
+    for number in numbers[:4]:
+        alarms.decide(number, AlarmState.CLOSED, f"over {number}")
+    assert [one.number for one in alarms.newest("support", True, 10)] == numbers[:3:-1]
+    assert alarms.num_open("support") == 2
+    first = [one.number for one in alarms.newest("support", False, 3)]
+    assert first == numbers[3:0:-1]
+    assert [one.number for one in alarms.newest("support", False, 3, first[-1])] == numbers[:1]
+    assert alarms.newest("support", False, 3, 10**12)[0].number == numbers[3]
+    last = alarms.last_events(numbers)
+    assert last[numbers[0]].reason == f"over {numbers[0]}"
+    assert last[numbers[5]].state is AlarmState.OPEN
+
+
+def test_an_alarm_of_another_recipe_is_not_found(alarms):
+    number = alarms.raise_(alarm()).number
+    assert alarms.find(number, "support").number == number
+    with pytest.raises(LedgerError, match="another recipe"):
+        alarms.find(number, "other")

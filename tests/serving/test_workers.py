@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -59,8 +60,9 @@ class Started:
             stderr=subprocess.PIPE,
             text=True,
         )
-        said = json.loads(self.process.stdout.readline())
-        self.url, self.metrics_url = said["url"], said["metrics_url"]
+        if not broken:
+            said = json.loads(self.process.stdout.readline())
+            self.url, self.metrics_url = said["url"], said["metrics_url"]
 
     def children(self):
         return psutil.Process(self.process.pid).children()
@@ -116,6 +118,23 @@ def test_all_workers_answer_and_one_page_shows_what_each_has_done(started):
     wait_until(lambda: sum(server.samples(name).values()) == before + 10)
 
 
+def test_nothing_is_announced_before_a_worker_accepts(tmp_path):
+    go = tmp_path / "go"
+    worker = (
+        "import json, pathlib, time\n"
+        f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.02)\n"
+        "print(json.dumps({'metrics_url': None}), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", PARENT, worker, "null"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        wait_until(lambda: len(psutil.Process(parent.pid).children()) == 2, timeout_s=60)
+        assert select.select([parent.stdout], [], [], 0.5)[0] == []
+        go.touch()
+        assert json.loads(parent.stdout.readline())["url"].startswith("http://127.0.0.1:")
+        parent.terminate()
+
+
 def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(started):
     server = started()
     server.wait_ready()
@@ -160,7 +179,8 @@ def test_nothing_is_left_of_a_killed_parent(started):
 @pytest.mark.parametrize("metrics_port", [0, None])
 def test_workers_that_cannot_start_end_the_parent_with_a_reason(started, metrics_port):
     server = started(broken=True, metrics_port=metrics_port)
-    _, said = server.process.communicate(timeout=30)
+    announced, said = server.process.communicate(timeout=30)
+    assert announced == ""  # nobody was told of a port that nobody answers on
     assert server.process.returncode == 1
     assert "ended with 3 before it could serve" in said
     assert "Traceback" not in said

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from ingest_project import IngestProject
-from penstock.day_tables import day_of, id_ms
+from penstock.day_tables import RESPONSE_ID, day_of, id_ms
 from penstock.errors import SourceError, SourceUnavailable
 from penstock.sources.base import ORIGIN, ROW_KEY, DeadLetter
 from penstock.sources.requests import RequestsSource
@@ -261,3 +261,29 @@ def test_a_project_ingests_its_own_traffic_each_row_once(tmp_path):
     assert project.ingest()[0] == "hit"
     writers.say(correction(name, "With your passkey."))
     assert list(project.ingest()[1]["raw_rows"].values()) == [2]
+
+
+def test_a_review_says_what_reading_does(project):
+    names = [response_id(number=i) for i in range(6)]
+    project.log(
+        *(asked(name) for name in names[:3]),
+        asked(names[3], finish_reason="length"),
+        asked(names[4], status=500),
+    )
+    scores = (1.0, 0.0, None, 1.0, 1.0, 1.0)
+    project.say(
+        *(
+            correction(name, "Like this.") if score is None else opinion(name, score=score)
+            for name, score in zip(names, scores, strict=True)
+        )
+    )
+    for options in ({}, {"corrections": False}, {"min_score": 0.0}, {"models": ["other"]}):
+        project.position = -1
+        source = project.source(**options)
+        fates = source.review(names, -1)
+        taken = {name for name, fate in fates.items() if fate.is_taken}
+        assert taken == {row[RESPONSE_ID] for row in project.rows(**options)}
+        (unit,) = source.snapshot()
+        assert not any(one.is_taken for one in source.review(names, unit.position).values())
+    assert fates[names[0]].why == "answers of penny are not taken"
+    assert fates[names[4]].why == "its request ended with status 500"

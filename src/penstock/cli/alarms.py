@@ -63,8 +63,8 @@ def alarms_show(
 
     from penstock import printing
 
-    alarms, _ = _opened(recipe, set_)
-    record, events = alarms.find(number), alarms.events(number)
+    alarms, name = _opened(recipe, set_)
+    record, events = alarms.find(number, name), alarms.events(number)
     if json_:
         printing.as_json({"alarm": record, "events": events})
         return
@@ -129,7 +129,8 @@ def _decide(recipe: Any, set_: list[str] | None, number: int, state: str, reason
     from penstock import printing
     from penstock.ledger.alarms import AlarmState
 
-    alarms, _ = _opened(recipe, set_)
+    alarms, name = _opened(recipe, set_)
+    alarms.find(number, name)
     record = alarms.decide(number, AlarmState(state), reason)
     printing.note(f"Alarm {record.number}: {record.state}")
 

@@ -116,6 +116,7 @@ def _opened(
         RecipeError: No run is named, or two are; or other values are set than it was opened with.
     """
     from penstock.orchestrators.base import checked_key
+    from penstock.typed_secrets import masked_values
 
     if (run_id is None) == (key is None):
         raise RecipeError("Which run?", "Give --run or --key, and not both.")
@@ -127,7 +128,7 @@ def _opened(
         return pipeline, run.id
     if set_:
         raise RecipeError(
-            f"Run {run.id} was opened with other values: {dict(run.overrides)}.",
+            f"Run {run.id} was opened with other values: {masked_values(run.overrides)}.",
             "Leave out --set: what was set when the run was opened holds for all its stages.",
         )
     return open_recipe(
@@ -139,11 +140,12 @@ def _opened(
 def runs(recipe: RecipePath = DEFAULT, set_: Set = None, json_: Json = False) -> None:
     """List runs, newest first."""
     from penstock import printing
+    from penstock.typed_secrets import without_secrets
 
     pipeline = open_recipe(recipe, set_, quiet=True)
     found = pipeline.ledger.runs(pipeline.recipe.name)
     if json_:
-        printing.as_json(found)
+        printing.as_json(list(map(without_secrets, found)))
         return
     rows = [
         (r.id, r.status, f"{r.ended_s - r.started_s:.1f} s" if r.ended_s else "", r.message)

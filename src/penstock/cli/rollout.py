@@ -189,7 +189,7 @@ def rollout_replay(
 
     at = Where(context, recipe, set_, ledger, store, tracking).production(model_name, stage)
     rollouts = _rollouts(at)
-    found = replay(rollouts, rollouts.find(rollout))
+    found = replay(rollouts, _found(at, rollout))
     if json_:
         printing.as_json(found)
     else:
@@ -224,7 +224,7 @@ def rollout_history(
     at = Where(context, recipe, set_, ledger, store, tracking).production(model_name, stage)
     rollouts = _rollouts(at)
     if rollout is not None:
-        events = rollouts.events(rollouts.find(rollout).id)
+        events = rollouts.events(_found(at, rollout).id)
         if json_:
             printing.as_json(events)
             return
@@ -265,11 +265,24 @@ def _rollouts(at: Production) -> Rollouts:
     return Rollouts(at.ledger.database)
 
 
+def _found(at: Production, rollout_id: str) -> Rollout:
+    """A rollout of this model.
+
+    Raises:
+        LedgerError: There is none, or it is another model's.
+    """
+    from penstock.rollout_control import refuse_another
+
+    found = _rollouts(at).find(rollout_id)
+    refuse_another(found, at)
+    return found
+
+
 def _named(at: Production, rollout_id: str | None) -> Rollout:
     """The rollout that is named; else the one that is on, else the last one."""
-    rollouts = _rollouts(at)
     if rollout_id is not None:
-        return rollouts.find(rollout_id)
+        return _found(at, rollout_id)
+    rollouts = _rollouts(at)
     found = rollouts.open(at.name, at.alias) or next(iter(rollouts.of(at.name, at.alias, 1)), None)
     if found is None:
         raise LedgerError(
@@ -279,10 +292,9 @@ def _named(at: Production, rollout_id: str | None) -> Rollout:
 
 
 def _on(at: Production, rollout_id: str | None) -> Rollout:
-    rollouts = _rollouts(at)
     if rollout_id is not None:
-        return rollouts.find(rollout_id)
-    found = rollouts.open(at.name, at.alias)
+        return _found(at, rollout_id)
+    found = _rollouts(at).open(at.name, at.alias)
     if found is None:
         raise LedgerError(f"No version of {at.name}@{at.alias} is on trial.")
     return found

@@ -187,6 +187,7 @@ def watch_veto(
         [one.number for one in loop.alarms.open(loop.recipe.name)] if alarm is None else [alarm]
     )
     for number in numbers:
+        loop.alarms.find(number, loop.recipe.name)
         loop.alarms.decide(number, AlarmState.VETOED, _given(reason))
     printing.note(f"Forbidden: {len(numbers)} alarms start nothing")
 

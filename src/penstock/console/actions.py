@@ -6,55 +6,25 @@ POST does it if that still holds, under the name of who asked, with the reason g
 
 from __future__ import annotations
 
+import logging
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from urllib.parse import urlencode
+from collections.abc import Callable
 
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from penstock import quarantine, rollout_control
 from penstock.artifacts import digest_of
+from penstock.console import alarm_actions
 from penstock.console.desk import Desk
-from penstock.console.guard import PREFIX, printable, state_of
-from penstock.console.render import render
-from penstock.errors import PenstockError, RecipeError, StalePromotion
+from penstock.console.forms import Question, ask, done, number_of, reason_of
+from penstock.console.guard import state_of
+from penstock.errors import MirrorBehind, PenstockError, RecipeError, StalePromotion
 from penstock.ledger.processes import acting_as
 from penstock.ledger.rollout_records import State
 from penstock.stages.decisions import Action
 
-# What a page says after it was done; the address names the words and never holds them.
-DONE = {
-    "promoted": "The pointer has moved. Gateways follow within a second.",
-    "rolled-back": "The pointer is back. Gateways follow within a second.",
-    "trial-promoted": "The version on trial was promoted.",
-    "trial-stopped": "The trial has ended; the version that serves answers everything.",
-    "released": "Released. The next run takes the rows as if they had met the contract.",
-    "dropped": "Dropped. The rows stay out and no longer count against max_bad_rows.",
-}
-_MAX_REASON = 500
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked before something is done.
-
-    Attributes:
-        title: What would be done.
-        facts: What it rests on, for the reader.
-        button: What the button says.
-        command: The command that does the same.
-        back: Where the page leads when it is not done.
-        hidden: What must still hold when it is done; sent back with the form.
-    """
-
-    title: str
-    facts: Sequence[tuple[str, str]]
-    button: str
-    command: str
-    back: str
-    hidden: Mapping[str, str] = field(default_factory=dict)
+logger = logging.getLogger(__name__)
 
 
 def promote(desk: Desk, request: Request) -> Response:
@@ -74,13 +44,14 @@ def promote(desk: Desk, request: Request) -> Response:
             back="/versions",
             hidden={"expect": now},
         )
-        return render(desk, request, "confirm.html", asked=asked)
+        return ask(desk, request, asked)
     person, _, form = state_of(request)
-    expected = None if form.get("expect") == "none" else _number(form, "expect")
-    reason = _reason(form)
+    expected = None if form.get("expect") == "none" else number_of(form, "expect")
+    reason = reason_of(form)
     with acting_as(person):
-        desk.production().promote(model.version, reason, expected)
-    return _done("/versions", "promoted")
+        return _moved(
+            lambda: desk.production().promote(model.version, reason, expected), "promoted"
+        )
 
 
 def roll_back(desk: Desk, request: Request) -> Response:
@@ -101,12 +72,21 @@ def roll_back(desk: Desk, request: Request) -> Response:
             back="/versions",
             hidden={"epoch": str(serving.pointer.epoch)},
         )
-        return render(desk, request, "confirm.html", asked=asked)
+        return ask(desk, request, asked)
     person, _, form = state_of(request)
-    epoch, reason = _number(form, "epoch"), _reason(form)
+    epoch, reason = number_of(form, "epoch"), reason_of(form)
     with acting_as(person):
-        desk.production().rollback(reason, epoch=epoch)
-    return _done("/versions", "rolled-back")
+        return _moved(lambda: desk.production().rollback(reason, epoch=epoch), "rolled-back")
+
+
+def _moved(move: Callable[[], object], word: str) -> Response:
+    """Move the pointer; that MLflow's alias has not followed yet is no failure, and is said."""
+    try:
+        move()
+    except MirrorBehind as error:
+        logger.warning("%s %s", error.message, error.hint)
+        return done("/versions", f"{word}-alone")
+    return done("/versions", word)
 
 
 def promote_trial(desk: Desk, request: Request) -> Response:
@@ -138,11 +118,11 @@ def _trial(desk: Desk, request: Request, what: str) -> Response:
             back=page,
             hidden={"epoch": str(rollout.epoch)},
         )
-        return render(desk, request, "confirm.html", asked=asked)
+        return ask(desk, request, asked)
     person, _, form = state_of(request)
-    if rollout.epoch != _number(form, "epoch"):
+    if rollout.epoch != number_of(form, "epoch"):
         raise StalePromotion("The trial has gone on since.", "Look at it again.")
-    reason = _reason(form)
+    reason = reason_of(form)
     with acting_as(person):
         if what == "promote":
             ended = rollout_control.promote_now(rollouts, rollout, desk.production(), reason)
@@ -150,7 +130,7 @@ def _trial(desk: Desk, request: Request, what: str) -> Response:
                 raise StalePromotion(f"It is {ended.state}: {ended.reason}.", "See what serves.")
         else:
             rollout_control.stop(rollouts, rollout, reason)
-    return _done(page, "trial-promoted" if what == "promote" else "trial-stopped")
+    return done(page, "trial-promoted" if what == "promote" else "trial-stopped")
 
 
 def release(desk: Desk, request: Request) -> Response:
@@ -188,36 +168,15 @@ def _decide(desk: Desk, request: Request, action: Action) -> Response:
             back="/quarantine",
             hidden={"row": row, **named, "shown": shown},
         )
-        return render(desk, request, "confirm.html", asked=asked)
-    reason = _reason(form)
+        return ask(desk, request, asked)
+    reason = reason_of(form)
     if form.get("shown") != shown:
         raise StalePromotion(
             "The rows, or what was decided about them, have changed since.", "Look at them again."
         )
     with acting_as(person):
         quarantine.decide_about(desk.pipeline, action, chosen, reason)
-    return _done("/quarantine", "released" if action == "release" else "dropped")
-
-
-def _reason(form: Mapping[str, str]) -> str:
-    reason = printable(form.get("reason", ""))
-    if not reason or len(reason) > _MAX_REASON:
-        raise RecipeError(
-            f"The reason has {len(reason)} characters.",
-            f"Say why, in at most {_MAX_REASON}; it is kept in the ledger. Nothing was done.",
-        )
-    return reason
-
-
-def _number(form: Mapping[str, str], name: str) -> int:
-    text = form.get(name, "")
-    if not (text.isascii() and text.isdecimal() and len(text) < 19):
-        raise RecipeError(f"The form has no {name}.", "Open it again. Nothing was done.")
-    return int(text)
-
-
-def _done(path: str, what: str) -> Response:
-    return RedirectResponse(f"{PREFIX}{path}?{urlencode({'done': what})}", 303)
+    return done("/quarantine", "released" if action == "release" else "dropped")
 
 
 ACTIONS: dict[str, Callable[[Desk, Request], Response]] = {
@@ -227,4 +186,9 @@ ACTIONS: dict[str, Callable[[Desk, Request], Response]] = {
     "/rollouts/{rollout_id}/stop": stop_trial,
     "/quarantine/release": release,
     "/quarantine/drop": drop,
+    "/alarms/{number:int}/acknowledge": alarm_actions.acknowledge,
+    "/alarms/{number:int}/veto": alarm_actions.veto,
+    "/alarms/pause": alarm_actions.pause,
+    "/alarms/resume": alarm_actions.resume,
+    "/alarms/approve": alarm_actions.approve,
 }

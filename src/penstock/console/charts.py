@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from markupsafe import Markup, escape
 
 from penstock.artifacts import Artifact
 from penstock.console.desk import Cost
+from penstock.console.live import Bucket
 
 _WIDTH, _ROW, _START, _END = 880, 30, 130, 700
 
@@ -46,6 +48,41 @@ def days(costs: Sequence[Cost]) -> Markup:
         lines.append(_line(index, one.name, said))
         lines.append(_bar(index, _START, (_END - _START) * value / largest, "kept"))
     return _svg(lines, len(costs), "Cost of each day" if by_price else "Tokens of each day")
+
+
+def requests(buckets: Sequence[Bucket]) -> Markup:
+    """Requests over time: those that got an answer, and on top of them those that got none."""
+    largest = max((one.num_answered + one.num_other for one in buckets), default=0)
+    if not largest:
+        return Markup("")
+    width, height = (_END - _START) / len(buckets), 5 * _ROW
+    lines = [_axis(height, largest, buckets[0].at, buckets[-1].at)]
+    for index, one in enumerate(buckets):
+        x, low = _START + index * width, height * one.num_answered / largest
+        high = height * one.num_other / largest
+        said = f"{one.at:%H:%M:%S}: {one.num_answered:,} answered, {one.num_other:,} not"
+        lines.append(_column(x, width, height - low, low, "kept", said))
+        lines.append(_column(x, width, height - low - high, high, "removed", said))
+    return _svg(lines, 6, "Requests over the last minutes")
+
+
+def _axis(height: int, largest: int, first: datetime, last: datetime) -> Markup:
+    return Markup(
+        '<text x="{0}" y="14" text-anchor="end" class="value">{1}</text>'
+        '<line x1="{2}" x2="{3}" y1="{4}" y2="{4}" class="grid"/>'
+        '<text x="{2}" y="{5}" class="value">{6}</text>'
+        '<text x="{3}" y="{5}" text-anchor="end" class="value">{7}</text>'
+    ).format(
+        *(_START - 10, f"{largest:,}", _START, _END, height, height + 18),
+        *(f"{first:%H:%M:%S}", f"{last:%H:%M:%S}"),
+    )
+
+
+def _column(x: float, width: float, y: float, height: float, kind: str, said: str) -> Markup:
+    return Markup(
+        '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" class="{}">'
+        "<title>{}</title></rect>"
+    ).format(x + 1, y, width - 2, height, kind, said)
 
 
 def _counts(artifact: Artifact) -> tuple[int, int]:

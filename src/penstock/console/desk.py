@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from penstock import printing, quarantine
 from penstock.artifacts import Artifact
+from penstock.console.drift_desk import DriftDesk
+from penstock.console.feedback_view import Review, review
 from penstock.errors import LedgerError
 from penstock.gates import Decision
 from penstock.ledger import Ledger, ModelVersion, Move, Pointer, RunRecord
-from penstock.ledger.accounts import Accounts, Usage
+from penstock.ledger.accounts import Accounts, Dimension, Usage
 from penstock.ledger.api_keys import ApiKeys
 from penstock.ledger.rollout_records import Rollout
 from penstock.ledger.rollouts import Rollouts
@@ -20,8 +21,18 @@ from penstock.pipeline import NAMES, Pipeline
 from penstock.promotion import Production, served_versions
 from penstock.serving.prices import to_dollars
 from penstock.traffic import Traffic
+from penstock.typed_secrets import without_secrets
 
 _NUM_OPINIONS = 50
+_NUM_COSTS = 100
+_DIMENSIONS: dict[str, Dimension] = {
+    "model": "model",
+    "version": "version",
+    "run": "run_id",
+    "tenant": "tenant",
+    "key": "key_id",
+    "day": "day",
+}
 
 
 @dataclass(frozen=True)
@@ -105,11 +116,17 @@ class Desk:
     def __init__(self, pipeline: Pipeline, production: Callable[[], Production]) -> None:
         self.pipeline = pipeline
         self.production = production
+        self.drift = DriftDesk(pipeline)
 
     @property
     def ledger(self) -> Ledger:
         """The project's."""
         return self.pipeline.ledger
+
+    @property
+    def traffic(self) -> Traffic:
+        """The project's log and feedback."""
+        return Traffic.of(self.pipeline.store)
 
     @property
     def rollouts(self) -> Rollouts:
@@ -150,7 +167,7 @@ class Desk:
                 name, stage.outcome, stage.note, stage.duration_s, rows, result, artifact
             )
             stages.append(view)
-        return RunView(record, tuple(stages))
+        return RunView(without_secrets(record), tuple(stages))
 
     def last_run(self) -> RunView | None:
         """The newest run."""
@@ -231,15 +248,17 @@ class Desk:
     # -- use and quality -------------------------------------------------------------
 
     def costs(self) -> Mapping[str, list[Cost]]:
-        """Use by model, by key and by day."""
+        """Use by model, version, run, tenant, key and day; of runs and days the last ones."""
         accounts = Accounts(self.ledger.database)
         keys = {key.id: f"{key.name} ({key.id})" for key in ApiKeys(self.ledger.database).list()}
-        names = {"": "no key", **keys}
-        by_key = accounts.usage("key_id")
+        names = {"key_id": {"": "no key", **keys}, "tenant": {"": "no tenant"}}
+        names["run_id"] = {"": "no run"}
         return {
-            "model": [Cost(*one) for one in accounts.usage("model").items()],
-            "key": [Cost(names.get(key, key), usage) for key, usage in by_key.items()],
-            "day": [Cost(*one) for one in sorted(accounts.usage("day").items())],
+            title: [
+                Cost(names.get(by, {}).get(name, name), usage)
+                for name, usage in sorted(accounts.usage(by).items())[-_NUM_COSTS:]
+            ]
+            for title, by in _DIMENSIONS.items()
         }
 
     def held(self) -> list[quarantine.Held]:
@@ -254,6 +273,6 @@ class Desk:
         """
         return quarantine.rows(self.pipeline, "", source, rule, limit)
 
-    def opinions(self) -> list[dict[str, Any]]:
-        """What people said of answers, newest first."""
-        return Traffic.of(self.pipeline.store).feedback.newest(_NUM_OPINIONS)
+    def review(self) -> Review:
+        """What people said of answers, newest first, and what the next run makes of it."""
+        return review(self.pipeline, _NUM_OPINIONS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 import penstock
 from penstock.doctor.finding import Finding, fail, ok, warn
 from penstock.recipe import Recipe
+from penstock.stages.validate import expectations
 
 PYTHON = SpecifierSet(">=3.11,<3.13")
 _GIB = 2**30
@@ -33,6 +34,9 @@ _BY_SOURCE = {
     "huggingface": "huggingface",
 }
 _BY_TRANSFORM = {"language": "text", "near_dedupe": "text"}
+_ORCHESTRATORS = ("airflow", "dagster", "prefect")
+# What one command needs, and no recipe asks for.
+_BY_COMMAND = {"grafana": "penstock export grafana"}
 
 
 def python() -> Iterator[Finding]:
@@ -65,24 +69,46 @@ def extras(recipe: Recipe | None) -> dict[str, str]:
         needed["traces"] = "serve.traces"
     if recipe.serve.console:
         needed["console"] = "serve.console"
-    return needed
+    if expectations(recipe.validate_):
+        needed["contracts"] = "validate"
+    return needed | _asked_orchestrators(recipe)
+
+
+def _asked_orchestrators(recipe: Recipe) -> dict[str, str]:
+    """Those that are asked from here to start runs: asking needs a library of HTTP."""
+    said = recipe.orchestrate.model_fields_set
+    asked = {name: f"orchestrate.{name}" for name in _ORCHESTRATORS if name in said}
+    retrain = recipe.observe.retrain
+    if retrain is not None and retrain.through != "here":
+        asked[retrain.through] = "observe.retrain.through"
+    return asked
 
 
 def packages(recipe: Recipe | None) -> Iterator[Finding]:
     """Whether what the recipe needs is installed, in versions that Penstock takes."""
     demands = [Requirement(line) for line in requires("penstock") or ()]
     for extra, why in {"": "the core", **extras(recipe)}.items():
-        wrong = [
-            said
-            for demand in demands
-            if _is_meant(demand, extra) and (said := _unmet(demand)) is not None
-        ]
+        wrong = _wrong(demands, extra)
         check = f"packages for {why}"
         if not wrong:
             yield ok(check, f"penstock[{extra}] is complete" if extra else "complete")
             continue
         target = f"penstock[{extra}]" if extra else "penstock"
         yield fail(check, "; ".join(wrong), f'Install with: pip install "{target}"')
+    for extra, command in _BY_COMMAND.items() if recipe is not None else ():
+        wrong = _wrong(demands, extra)
+        todo = f'; for that command: pip install "penstock[{extra}]"' if wrong else ""
+        found = "; ".join(wrong) or f"penstock[{extra}] is complete"
+        yield ok(f"packages for {command}", found + todo)
+
+
+def _wrong(demands: Sequence[Requirement], extra: str) -> list[str]:
+    """What an extra asks for and does not find; empty is the core."""
+    return [
+        said
+        for demand in demands
+        if _is_meant(demand, extra) and (said := _unmet(demand)) is not None
+    ]
 
 
 def _is_meant(demand: Requirement, extra: str) -> bool:

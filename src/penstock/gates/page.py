@@ -197,7 +197,9 @@ def section(heading: str, legend: str, content: str) -> str:
 def table(rows: Sequence[tuple[str, ...]]) -> str:
     """A table whose first row is its header; all cells are escaped."""
     header, *body = rows
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    head = "".join(
+        f'<th scope="col">{escape(cell)}</th>' if cell else "<td></td>" for cell in header
+    )
     lines = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body
     )

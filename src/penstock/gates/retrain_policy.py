@@ -174,7 +174,7 @@ def decide(situation: Situation, policy: RetrainPolicy) -> RetrainDecision:
     if on is not None and (same := _told_again(situation, policy, on)):
         reason = f"{len(same)} alarms of what run {on.key} is about"
         return RetrainDecision(Move.JOIN, "running", reason, None, same, on.key)
-    event = [one for one in situation.waiting if _counts(one, policy)]
+    event = [one for one in situation.waiting if counts(one, policy)]
     if not event:
         return RetrainDecision(Move.IDLE, "alarm", "no alarm that counts is open")
     by_person = any(one.kind == _PERSON for one in event)
@@ -220,7 +220,8 @@ def cost_usd(start: Start, policy: RetrainPolicy) -> float:
     return policy.usd_per_hour * start.duration_s / 3600.0
 
 
-def _counts(alarm: Waiting, policy: RetrainPolicy) -> bool:
+def counts(alarm: Waiting, policy: RetrainPolicy) -> bool:
+    """Whether an alarm may start a run at all."""
     if alarm.kind == _PERSON:
         return True
     least = policy.on.get(alarm.kind)
@@ -231,7 +232,7 @@ def _told_again(situation: Situation, policy: RetrainPolicy, on: Start) -> tuple
     return tuple(
         one.number
         for one in situation.waiting
-        if one.kind in _OF_THE_SAME and one.received_s >= on.at_s and _counts(one, policy)
+        if one.kind in _OF_THE_SAME and one.received_s >= on.at_s and counts(one, policy)
     )
 
 

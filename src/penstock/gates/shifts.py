@@ -133,6 +133,14 @@ def holm(shifts: Sequence[Shift], alpha: float) -> list[Shift]:
     return out
 
 
+def share_interval(part: int, whole: int, alpha: float = 0.05) -> tuple[float, float]:
+    """Wilson's score interval of a share; (0, 1) of nothing."""
+    if not whole:
+        return 0.0, 1.0
+    low, _, high = _wilson(part, whole, critical_value(alpha / 2))
+    return low, high
+
+
 def _difference_interval(
     before: tuple[int, int], after: tuple[int, int], alpha: float
 ) -> tuple[float, float]:

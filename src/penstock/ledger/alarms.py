@@ -152,15 +152,21 @@ class Alarms:
                 _log(connection, [record.number], AlarmState.OPEN, "raised", "")
         return record
 
-    def find(self, number: int) -> AlarmRecord:
+    def find(self, number: int, recipe: str | None = None) -> AlarmRecord:
         """One alarm.
 
+        Args:
+            number: Which.
+            recipe: Whose it has to be; None is anybody's.
+
         Raises:
-            LedgerError: There is no such alarm.
+            LedgerError: There is no such alarm, or it is another recipe's.
         """
         found = self._all(_one(number)) if number <= _MAX_NUMBER else []
         if not found:
             raise LedgerError(f"There is no alarm {number}.", "List them: penstock alarms list")
+        if recipe is not None and found[0].alarm.recipe != recipe:
+            raise LedgerError(f"Alarm {number} is of another recipe.")
         return found[0]
 
     def of(self, recipe: str, limit: int = 50) -> list[AlarmRecord]:
@@ -178,6 +184,31 @@ class Alarms:
         query = sa.select(_TABLE).where(_TABLE.c.recipe == recipe, _TABLE.c.state.in_(OPEN))
         return self._all(query.order_by(_TABLE.c.number))
 
+    def newest(
+        self, recipe: str, is_open: bool, limit: int, before: int | None = None
+    ) -> list[AlarmRecord]:
+        """A recipe's alarms that may still start a run, or those that may not, newest first.
+
+        Args:
+            recipe: Whose.
+            is_open: Which of both.
+            limit: At most so many.
+            before: Only alarms with a lower number; None begins with the newest.
+        """
+        state = _TABLE.c.state
+        wanted = state.in_(OPEN) if is_open else state.not_in(OPEN)
+        query = sa.select(_TABLE).where(_TABLE.c.recipe == recipe, wanted)
+        if before is not None:
+            query = query.where(_TABLE.c.number < min(before, _MAX_NUMBER))
+        return self._all(query.order_by(_TABLE.c.number.desc()).limit(limit))
+
+    def num_open(self, recipe: str) -> int:
+        """How many of a recipe's alarms may still start a run."""
+        query = sa.select(sa.func.count()).select_from(_TABLE)
+        query = query.where(_TABLE.c.recipe == recipe, _TABLE.c.state.in_(OPEN))
+        with self._database.read() as connection:
+            return connection.scalar(query) or 0
+
     def answered_by(self, recipe: str, start_key: str) -> list[AlarmRecord]:
         """The alarms for which a run was started."""
         query = sa.select(_TABLE).where(_TABLE.c.recipe == recipe, _TABLE.c.start_key == start_key)
@@ -187,8 +218,14 @@ class Alarms:
         """What has become of an alarm, oldest first."""
         query = sa.select(_EVENTS).where(_EVENTS.c.alarm == number).order_by(_EVENTS.c.nth)
         with self._database.read() as connection:
-            rows = connection.execute(query).all()
-        return [AlarmEvent(r.at_s, AlarmState(r.state), r.reason, r.actor) for r in rows]
+            return [_event(row) for row in connection.execute(query)]
+
+    def last_events(self, numbers: Sequence[int]) -> dict[int, AlarmEvent]:
+        """What has become of some alarms last, by number; at most 500 of them."""
+        query = sa.select(_EVENTS).where(_EVENTS.c.alarm.in_(numbers[:_AT_ONCE]))
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(_EVENTS.c.alarm, _EVENTS.c.nth)).all()
+        return {row.alarm: _event(row) for row in rows}
 
     def decide(self, number: int, state: AlarmState, reason: str, by: str = "") -> AlarmRecord:
         """A person's word on an alarm: acknowledged, vetoed or closed.
@@ -278,6 +315,10 @@ def _named(connection: sa.Connection, alarm: Alarm) -> AlarmRecord | None:
 
 def _one(number: int) -> sa.Select[Any]:
     return sa.select(_TABLE).where(_TABLE.c.number == number)
+
+
+def _event(row: Any) -> AlarmEvent:
+    return AlarmEvent(row.at_s, AlarmState(row.state), row.reason, row.actor)
 
 
 def _record(row: Mapping[Any, Any]) -> AlarmRecord:

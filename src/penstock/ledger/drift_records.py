@@ -81,3 +81,13 @@ class DriftRecords:
         with self._database.read() as connection:
             rows = connection.execute(query).mappings().all()
         return [DriftRecord(**{**row, "found": json.loads(row["found"])}) for row in rows]
+
+    def standing(self, recipe: str, stream: str) -> tuple[int, int | None]:
+        """How many results a stream has, and when the last window begins, Unix milliseconds."""
+        table = schema.drift_windows
+        query = sa.select(sa.func.count(), sa.func.max(table.c.start_ms)).where(
+            table.c.recipe == recipe, table.c.stream == stream
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).one()
+        return row[0], row[1]

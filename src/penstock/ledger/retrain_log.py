@@ -8,7 +8,7 @@ the alarms that it answers are one transaction.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,10 @@ class Line(StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     APPROVE = "approve"
+
+
+# What the watcher decides by itself.
+DECIDED = frozenset({Line.WAIT, Line.REFUSE, Line.START, Line.JOIN})
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,25 @@ class RetrainLog:
     def lines(self) -> list[Logged]:
         """All lines, oldest first."""
         query = sa.select(_TABLE).where(_TABLE.c.recipe == self._recipe).order_by(_TABLE.c.epoch)
+        return self._some(query)
+
+    def newest(self, limit: int, actions: Collection[Line] = ()) -> list[Logged]:
+        """The last lines, newest first; with ``actions``, only those that say one of them."""
+        query = sa.select(_TABLE).where(_TABLE.c.recipe == self._recipe)
+        if actions:
+            query = query.where(_TABLE.c.action.in_(actions))
+        return self._some(query.order_by(_TABLE.c.epoch.desc()).limit(limit))
+
+    def about(self, keys: Collection[str], actions: Collection[Line]) -> list[Logged]:
+        """The lines about some runs that say one of some things, oldest first."""
+        query = sa.select(_TABLE).where(
+            _TABLE.c.recipe == self._recipe,
+            _TABLE.c.start_key.in_(keys),
+            _TABLE.c.action.in_(actions),
+        )
+        return self._some(query.order_by(_TABLE.c.epoch))
+
+    def _some(self, query: sa.Select[Any]) -> list[Logged]:
         with self._database.read() as connection:
             return [_logged(row) for row in connection.execute(query).mappings()]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -38,6 +39,14 @@ def named_run(database: Database, recipe: str, key: str) -> str | None:
     """The id of the run that has a name, or None if none has."""
     with database.read() as connection:
         return _holder(connection, recipe, key)
+
+
+def named_runs(database: Database, recipe: str, names: Iterable[str]) -> dict[str, str]:
+    """The ids of the runs that have some names, by name; those that none has are left out."""
+    keys = schema.run_keys.c
+    query = sa.select(keys.key, keys.run_id).where(keys.recipe == recipe, keys.key.in_(list(names)))
+    with database.read() as connection:
+        return {row.key: row.run_id for row in connection.execute(query)}
 
 
 def _holder(connection: sa.Connection, recipe: str, key: str) -> str | None:

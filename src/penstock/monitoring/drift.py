@@ -201,6 +201,12 @@ class DriftWatch:
             tuple(Judged(one, after.get(one.start_ms)) for one in records),
         )
 
+    def num_due(self, status: Status, now_s: float) -> int:
+        """How many windows are over, and were not looked at yet."""
+        known = {one.record.start_ms for one in status.windows}
+        windows = self._windows(int(1000 * now_s))
+        return sum(one.start_ms not in known for one in windows)
+
     def sample(
         self, window: Window, column: TextColumn, chosen: Logged | None = None
     ) -> Sample | None:

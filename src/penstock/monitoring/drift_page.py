@@ -13,6 +13,7 @@ from penstock.monitoring.drift_report import AGAINST, HEADERS, Topic, Topics, he
 
 _ROW = 44
 _MAX_ROWS = 60
+_MAX_DOTS = 365
 
 
 def to_html(status: Status, one: Judged | None, topics: Sequence[Topics]) -> str:
@@ -29,16 +30,21 @@ def to_html(status: Status, one: Judged | None, topics: Sequence[Topics]) -> str
         f'<header><div class="verdict">{verdict}</div><h1>{escape(headline(status))}</h1>'
         f"{notes}</header>\n"
     )
+    parts = [head, stream_section(status)]
+    parts += [] if one is None else window_sections(one)
+    parts += [topics_section(found) for found in topics]
+    shown = [HEADERS, *reversed(rows(status)[-_MAX_ROWS:])]
+    parts.append(section("Windows", f"The last {_MAX_ROWS}, newest first.", table(shown)))
+    return document(f"Drift: {verdict}", "BLOCK" if status.alarms else "PASS", parts)
+
+
+def stream_section(status: Status) -> str:
+    """The statistic after each window, beside the one that raises an alarm."""
     legend = (
         "Evidence that windows are no longer alike, on a logarithmic scale. Dashed: where it "
         f"raises an alarm ({status.threshold:,.0f}). It begins anew after one."
     )
-    parts = [head, section("The stream", legend, _stream(status))]
-    parts += [] if one is None else _window(one)
-    parts += [_topics(found) for found in topics]
-    shown = [HEADERS, *reversed(rows(status)[-_MAX_ROWS:])]
-    parts.append(section("Windows", f"The last {_MAX_ROWS}, newest first.", table(shown)))
-    return document(f"Drift: {verdict}", "BLOCK" if status.alarms else "PASS", parts)
+    return section("The stream", legend, _stream(status))
 
 
 def _stream(status: Status) -> str:
@@ -49,10 +55,12 @@ def _stream(status: Status) -> str:
     ]
     if not moments:
         return '<p class="soft">No window was judged yet.</p>'
-    return trail(moments, status.threshold, "Statistic of the stream after each window")
+    title = "Statistic of the stream after each window"
+    return trail(moments[-_MAX_DOTS:], status.threshold, title)
 
 
-def _window(one: Judged) -> list[str]:
+def window_sections(one: Judged) -> list[str]:
+    """A window's tests and shifts, and what its part of the stream is made of."""
     found = one.record.found
     tests: list[tuple[str, ...]] = [
         ("", "texts", "p, kernel", "p, classifier", "distance", "AUC", "")
@@ -104,7 +112,8 @@ def _signals(one: Judged) -> list[tuple[str, ...]]:
     return [("signal", "statistic", "conformal p"), *body]
 
 
-def _topics(found: Topics) -> str:
+def topics_section(found: Topics) -> str:
+    """The shares of topics before and after, and examples of those that moved."""
     heading = f"Topics of the {found.column}, against {AGAINST[found.against]}"
     legend = (
         "Shares before and after, and examples from the middle of each; personal data is taken "

@@ -101,7 +101,7 @@ def texts_of(log: DayTable, ids: Sequence[str], column: TextColumn) -> dict[str,
     found: dict[str, str] = {}
     for day, names in groupby(sorted(ids, key=id_ms), key=lambda name: day_of(id_ms(name))):
         for row in log.find(list(names), day).to_pylist():
-            text = row["answer"] if column == "output" else _asked(row["prompt"])
+            text = row["answer"] if column == "output" else last_asked(row["prompt"])
             if text and text.strip():
                 found.setdefault(row[RESPONSE_ID], text)
     return {name: found[name] for name in ids if name in found}
@@ -159,8 +159,8 @@ def _training_rows(file: Any, column: str) -> Iterator[tuple[str, str]]:
                 yield row[ROW_ID], row[column]
 
 
-def _asked(prompt: str | None) -> str | None:
-    """The last thing a user said."""
+def last_asked(prompt: str | None) -> str | None:
+    """The last thing a user said, of the turns that the log keeps; None if nobody did."""
     turns = json.loads(prompt) if prompt else []
     said = [turn["content"] for turn in turns if turn["role"] == "user"]
     return said[-1] if said else None

@@ -60,7 +60,7 @@ def serve(
     Args:
         config: The recipe's ``serve`` section, completed.
         around: What the gateway works with.
-        announce: Called once the port is open.
+        announce: Called once requests are accepted.
         inherited: The port, if somebody else has opened it.
 
     Raises:
@@ -68,7 +68,7 @@ def serve(
     """
     with _Listener(config, around, inherited) as listener:
         if announce is not None:
-            announce(listener.listening)
+            listener.server.on_started = lambda: announce(listener.listening)
         allow_many_connections()
         asyncio.run(listener.run())
         if listener.fatal is not None:
@@ -187,7 +187,18 @@ class _Listener:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, but a drained server exits with 0 and a second signal does not wait."""
+    """uvicorn, but a drained server exits with 0 and a second signal does not wait.
+
+    Attributes:
+        on_started: Called once requests are accepted.
+    """
+
+    on_started: Callable[[], None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started and self.on_started is not None:
+            self.on_started()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -68,7 +68,7 @@ class Workers:
     Args:
         config: Says where to listen, and how many workers there are.
         command: Starts a worker; gets ``--worker N --socket FD`` at its end, and says what
-            ``Listening`` says as a line of JSON when its port is open.
+            ``Listening`` says as a line of JSON when it accepts requests.
     """
 
     def __init__(self, config: Serve, command: Sequence[str]) -> None:
@@ -81,6 +81,9 @@ class Workers:
     def run(self, announce: Callable[[Listening], None]) -> None:
         """Serve until a signal comes, and until all workers have ended.
 
+        Args:
+            announce: Called once the first worker accepts requests; until then they wait.
+
         Raises:
             PenstockError: A port is taken, or no worker could start at all.
         """
@@ -90,10 +93,14 @@ class Workers:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
         port = self._socket.getsockname()[1]
-        announce(Listening.at(self._config.host, port, metrics.url if metrics else None))
+        listening = Listening.at(self._config.host, port, metrics.url if metrics else None)
+        announced = False
         try:
             while not self._stopping.is_set():
                 self._look()
+                if not announced and any(one.serves for one in self._workers):
+                    announced = True
+                    announce(listening)
                 self._stopping.wait(_LOOK_EVERY_S)
         finally:
             self._end()

@@ -14,7 +14,7 @@ builds one step by step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
@@ -180,6 +180,37 @@ class Recalls(Protocol):
 
     def recall(self, units: Sequence[Unit]) -> None:
         """Take note of what was pinned last; called before ``snapshot()``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What the next run would make of a response that somebody judged.
+
+    Attributes:
+        is_taken: Whether it gives a row that is new.
+        why: As what, or why not.
+    """
+
+    is_taken: bool
+    why: str
+
+
+@runtime_checkable
+class Reviews(Protocol):
+    """A source whose rows come of what people say, and who want to know what it came to."""
+
+    def stream(self) -> str | None:
+        """Names what is read, as its units do; None before there is anything."""
+        ...
+
+    def review(self, names: Sequence[str], after: int) -> Mapping[str, Fate]:
+        """What the next run would make of some responses, by the rules by which rows are read.
+
+        Args:
+            names: Their ids.
+            after: The position up to which the stream was ingested; -1 is nothing yet.
+        """
         ...
 
 

@@ -32,6 +32,7 @@ from penstock.sources.base import (
     ROW_KEY,
     AnyOptions,
     DeadLetter,
+    Fate,
     Options,
     Piece,
     Place,
@@ -156,7 +157,7 @@ class RequestsSource:
         log, feedback = self._traffic.log.standing(), self._traffic.feedback.standing()
         if log is None or feedback is None:
             return ()
-        stream = f"requests:{log[0]}/{feedback[0]}"
+        stream = f"{FOLDER}:{log[0]}/{feedback[0]}"
         for unit in self._before:
             if unit.stream == stream and _Point.at(unit.position).feedback == feedback[1]:
                 return (unit,)
@@ -173,9 +174,60 @@ class RequestsSource:
             while some := list(islice(names, _AT_ONCE)):
                 yield from self._pieces(day, some, opinions, since, upto, taken)
 
+    def stream(self) -> str | None:
+        """Names the two tables; None before the first word."""
+        return self._traffic.stream()
+
+    def review(self, names: Sequence[str], after: int) -> dict[str, Fate]:
+        """What the next run would make of some responses; only theirs is read."""
+        since = _Point.at(after)
+        fates: dict[str, Fate] = {}
+        for day, some in groupby(sorted(set(names), key=id_ms), key=_day):
+            found = list(some)
+            logged = {
+                row[RESPONSE_ID]: row for row in self._traffic.log.find(found, day).to_pylist()
+            }
+            opinions: dict[str, list[Opinion]] = defaultdict(list)
+            for row in self._traffic.feedback.find(found, day).to_pylist():
+                opinions[row[RESPONSE_ID]].append(Opinion.of(row))
+            fates |= {name: self._fate(logged.get(name), opinions[name], since) for name in found}
+        return fates
+
+    def _fate(
+        self, request: Mapping[str, Any] | None, opinions: Sequence[Opinion], since: _Point
+    ) -> Fate:
+        if request is None:
+            return Fate(False, "it is not in the request log")
+        if request["status"] != 200:
+            return Fate(False, f"its request ended with status {request['status']}")
+        if not self._is_wanted(request):
+            return Fate(False, f"answers of {request['model']} are not taken")
+        verdict = next(self._verdicts(request, opinions, since), None)
+        if verdict is None:
+            return Fate(False, self._why_nothing_new(request, opinions))
+        reason = self._misfit(request, verdict)
+        if reason is not None:
+            return Fate(False, reason)
+        limit = self._options.max_rows_per_rater
+        alone = f", unless its rater alone has given {limit} rows before it"
+        as_what = "the answer" if verdict.origin == "answer" else "the correction"
+        return Fate(True, as_what + (alone if limit and verdict.rater else ""))
+
+    def _why_nothing_new(self, request: Mapping[str, Any], opinions: Iterable[Opinion]) -> str:
+        said = counted(opinions, request["tenant"], self._options.reviewers)
+        if not said:
+            return "nobody whose word counts has judged it"
+        now = judged(said)
+        if now.correction is not None and self._options.corrections:
+            return "an earlier run has read the correction"
+        if now.score is None:
+            return "nobody has scored it, and corrections are not taken"
+        if not self._is_good(now.score):
+            return f"its score {now.score:.2f} is below {self._options.min_score:g}"
+        return "an earlier run has read it"
+
     def _refuse_another(self, unit: Unit, upto: _Point) -> None:
-        log, feedback = self._traffic.log.standing(), self._traffic.feedback.standing()
-        if log is None or feedback is None or unit.stream != f"requests:{log[0]}/{feedback[0]}":
+        if unit.stream != self._traffic.stream():
             raise SourceUnavailable(
                 "The request log was deleted, or made anew, since it was pinned.",
                 "Run again to read what there is now.",

@@ -98,7 +98,7 @@ def snapshot(
     Raises:
         SourceError: The source cannot be asked, or has less than was ingested of it.
     """
-    reached = _reached(recipe, store, name)
+    reached = reach(recipe, store, name)
     if isinstance(source, Recalls):
         source.recall(tuple(held(recipe, store, name, seen)))
     found = source.snapshot()
@@ -111,7 +111,7 @@ def snapshot(
                 "To read it from its start, give it to a source of another name.",
             )
     units = {unit.stream: unit for unit in held(recipe, store, name, seen)}
-    reached = _reached(recipe, store, name)
+    reached = reach(recipe, store, name)
     units |= {one.stream: _at_least(one, reached(one.stream)) for one in found}
     return list(units.values())
 
@@ -120,7 +120,7 @@ def held(recipe: Recipe, store: Store, name: str, seen: Artifact | None) -> list
     """The streams of a source that the newest result knows, as far as they were ingested."""
     if seen is None or seen.settings["tables"].get(name) != raw_tables(recipe)[name]:
         return []
-    reached = _reached(recipe, store, name)
+    reached = reach(recipe, store, name)
     known = (Unit(**unit) for unit in seen.summary["units"][name])
     return [_at_least(unit, reached(unit.stream)) for unit in known]
 
@@ -132,7 +132,7 @@ def is_overtaken(recipe: Recipe, store: Store, pinned: Pinned) -> bool:
     rows that the run's fingerprint does not speak of, so the run has to pin again.
     """
     for name, units in pinned.units.items():
-        reached = _reached(recipe, store, name)
+        reached = reach(recipe, store, name)
         if any(reached(unit.stream) > unit.position for unit in units):
             return True
     return False
@@ -142,7 +142,7 @@ def _at_least(unit: Unit, position: int) -> Unit:
     return replace(unit, position=max(unit.position, position))
 
 
-def _reached(recipe: Recipe, store: Store, name: str) -> Callable[[str], int]:
+def reach(recipe: Recipe, store: Store, name: str) -> Callable[[str], int]:
     """How far rows or dead letters of a source's streams are committed at this moment."""
     raw, dead = tables_of(recipe, store, name)
     rows, letters = raw.positions(), dead.positions()

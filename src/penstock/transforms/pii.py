@@ -219,6 +219,12 @@ KINDS: tuple[Kind, ...] = (
         ),
     ),
 )
+# What opens something, wherever it stands; personal data are not among them.
+SECRETS: tuple[Kind, ...] = tuple(
+    kind
+    for kind in KINDS
+    if kind.name in {"private_key", "jwt", "aws_key", "github_token", "slack_token", "api_key"}
+)
 NAMES: tuple[str, ...] = tuple(kind.name for kind in KINDS)
 
 
