@@ -3,7 +3,7 @@
 import pytest
 from benchmarks.closed_loop import play
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # beside other tests
 
 
 def test_users_change_and_one_retraining_later_they_get_right_answers(tmp_path, monkeypatch):
