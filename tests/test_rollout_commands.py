@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -85,6 +86,28 @@ def test_a_page_tells_of_a_trial_that_is_on_and_of_one_that_has_ended(penstock, 
     assert '<body class="BLOCK">' in page
     assert "ROLLED BACK" in page
     assert "worse in errors" in page
+
+
+def test_what_was_observed_in_old_rollouts_is_pruned_and_what_was_decided_stays(
+    penstock, world, monkeypatch
+):
+    penstock("start", 2, "--steps", "20,100", "--min-requests", 5)
+    first = world.rollouts.open(MODEL, "production")
+    world.feed(first, count=300, failing=0.5)
+    decided(world)
+    penstock("start", 2, "--steps", "20,100", "--min-requests", 5)
+    second = world.rollouts.open(MODEL, "production")
+    world.feed(second, count=20)
+    assert "of 0 rollouts" in penstock("prune", "--older-than-days", 1)
+    later_s = time.time() + 2 * 86_400
+    monkeypatch.setattr("time.time", lambda: later_s)
+    assert "of 1 rollouts" in penstock("prune", "--older-than-days", 1)
+    assert world.rollouts.batches(first.id) == []
+    assert world.rollouts.batches(second.id) != []
+    assert "rollback" in penstock("history", first.id)
+    assert "worse in errors" in penstock("status", first.id)
+    with pytest.raises(LedgerError, match="were removed by `penstock rollout prune`"):
+        penstock("replay", first.id)
 
 
 def test_a_replay_that_differs_ends_with_1(penstock, world):

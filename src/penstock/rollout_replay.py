@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from penstock.errors import LedgerError
 from penstock.ledger.rollout_records import Action, Batch, Look, Rollout, RolloutEvent, State
 from penstock.ledger.rollouts import Rollouts
 from penstock.rollout import Terms, Turn, next_turn
@@ -37,7 +38,17 @@ def replay(rollouts: Rollouts, rollout: Rollout) -> list[Replayed]:
 
     The clock is taken from the log, as deadlines are about it; that a decision was made
     too late, or not at all, is found by the observations.
+
+    Raises:
+        LedgerError: The observations were pruned.
     """
+    was_seen = any(event.batch for event in rollouts.events(rollout.id))
+    if was_seen and not rollouts.batches(rollout.id, limit=1):
+        raise LedgerError(
+            f"The observations of {rollout.id} were removed by `penstock rollout prune`, so its "
+            "decisions cannot be made again.",
+            f"What each rested on is in the log: penstock rollout history {rollout.id} --json",
+        )
     return list(_Replay(rollouts, rollout).run())
 
 

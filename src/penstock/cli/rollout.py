@@ -205,6 +205,31 @@ def rollout_replay(
     raise typer.Exit(0 if all(one.same for one in found) else 1)
 
 
+@rollout_app.command("prune")
+def rollout_prune(
+    context: typer.Context,
+    older_than_days: Annotated[
+        float, typer.Option(min=1, help="Rollouts that ended more than so many days ago.")
+    ],
+    model_name: ModelName = None,
+    stage: StageName = None,
+    recipe: RecipePath = DEFAULT,
+    set_: Set = None,
+    ledger: LedgerUrl = None,
+    store: StoreFolder = None,
+    tracking: Tracking = None,
+) -> None:
+    """Remove what was observed in old rollouts; what was decided, and on what, stays."""
+    import time
+
+    from penstock import printing
+
+    at = Where(context, recipe, set_, ledger, store, tracking).production(model_name, stage)
+    before_s = time.time() - older_than_days * 86_400
+    num = _rollouts(at).prune(at.name, at.alias, before_s)
+    printing.note(f"Observations of {num:,} rollouts are removed.")
+
+
 @rollout_app.command("history")
 def rollout_history(
     context: typer.Context,

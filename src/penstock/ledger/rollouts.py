@@ -303,6 +303,22 @@ class Rollouts:
             connection.execute(sa.insert(_OBSERVATIONS).values(batch=number, **batch))
         return True
 
+    def prune(self, model: str, alias: str, before_s: float) -> int:
+        """Remove the observations of rollouts that ended before a moment; their logs stay.
+
+        Returns:
+            Of how many rollouts there were any. Their decisions cannot be made again.
+        """
+        ended = sa.select(_TABLE.c.id).where(
+            _TABLE.c.model == model, _TABLE.c.alias == alias, _TABLE.c.ended_s < before_s
+        )
+        old = _OBSERVATIONS.c.rollout.in_(ended)
+        count = sa.select(sa.func.count(_OBSERVATIONS.c.rollout.distinct())).where(old)
+        with self._database.write() as connection:
+            num = connection.scalar(count) or 0
+            connection.execute(sa.delete(_OBSERVATIONS).where(old))
+        return num
+
     def add_scores(self, rollout_id: str, scores: Iterable[Observed]) -> bool:
         """Append scores that came after the answers: a user's feedback, a judge's marks.
 
