@@ -24,7 +24,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from penstock import registry
-from penstock.recipe import Place, Plugin, Recipe
+from penstock.recipe import Recipe
+from penstock.section import Place, Plugin
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "recipe.md"
 

@@ -17,9 +17,10 @@ from penstock import version_files
 from penstock.artifacts import Artifact, digest_of, fingerprint
 from penstock.errors import LedgerError
 from penstock.ledger import LEASE_S, Claim, ModelVersion, RunRecord, StageRecord
-from penstock.recipe import canonical, registered
+from penstock.recipe import canonical
 from penstock.stages import deploy, evaluate, gate, ingest, prepare, register, train, validate
 from penstock.stages.base import Base, Job, Pinned, Stage
+from penstock.train_section import registered
 
 if TYPE_CHECKING:
     from penstock.pipeline import Pipeline

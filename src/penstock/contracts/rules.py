@@ -21,9 +21,10 @@ from pydantic import Field, model_validator
 
 from penstock.artifacts import digest_of, file_digest
 from penstock.errors import RecipeError
-from penstock.recipe import Recipe, registered
+from penstock.recipe import Recipe
 from penstock.section import Section
 from penstock.tokenizer import load_tokenizer
+from penstock.train_section import registered
 from penstock.transforms import pii, repetition
 
 SECRETS = ("private_key", "jwt", "aws_key", "github_token", "slack_token", "api_key")

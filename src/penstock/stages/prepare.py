@@ -23,12 +23,13 @@ import pyarrow.parquet as pq
 
 from penstock.artifacts import store_errors
 from penstock.classifier_section import HELD_OUT
+from penstock.data_section import Prepare
 from penstock.encoder import max_tokens
 from penstock.engines.base import Engine, Prepared, Rows, StreamedRows, run_transforms
 from penstock.errors import PenstockError, RecipeError, SourceError
 from penstock.features.base import FeatureOptions
 from penstock.hub import fetch
-from penstock.recipe import Prepare, Recipe, canonical
+from penstock.recipe import Recipe, canonical
 from penstock.stages.base import Base, Job, Pinned, Stage
 from penstock.stages.valid_rows import looks, valid_rows
 from penstock.stages.validate import valid_table

@@ -21,14 +21,16 @@ import pyarrow.compute as pc
 from penstock import registry
 from penstock.artifacts import digest_of, file_digest, store_errors
 from penstock.contracts.base import Contract, Finding, Rule
+from penstock.data_section import ContractFile, Validate
 from penstock.errors import RecipeError, SourceError, ValidationFailed
-from penstock.recipe import ContractFile, Recipe, Validate, canonical, registered
+from penstock.recipe import Recipe, canonical
 from penstock.stages import decisions
 from penstock.stages.base import Advance, Job, Pinned, Stage
 from penstock.stages.decisions import Decision
 from penstock.stages.ingest import raw_tables
 from penstock.store import Store
 from penstock.tables import ROW, VERSION, Position, Table, conform, numbered
+from penstock.train_section import registered
 from penstock.transforms.base import ORIGIN, ROW_ID, SOURCE
 from penstock.version_files import fetched, find
 
