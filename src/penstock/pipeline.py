@@ -17,6 +17,7 @@ from penstock.conversions import conversions, sweep_conversions
 from penstock.errors import PenstockError, RecipeError, StalePromotion
 from penstock.ledger import Ledger, RunRecord
 from penstock.ledger.rollouts import Rollouts
+from penstock.nodes import NAMES, NODES, Due, Node, Planned, Report
 from penstock.project import open_project
 from penstock.promotion import served_versions
 from penstock.recipe import Recipe
@@ -26,7 +27,7 @@ from penstock.stages import decisions, evaluate, ingest, prepare
 from penstock.stages.base import Pinned, Progress, Silent
 from penstock.stages.validate import valid_tables
 from penstock.store import Store
-from penstock.walk import NAMES, NODES, Due, Node, Planned, Report, Walk
+from penstock.walk import Walk
 
 __all__ = ["NAMES", "NODES", "Due", "Node", "Pipeline", "Planned", "Report", "open_pipeline"]
 

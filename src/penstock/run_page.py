@@ -14,8 +14,8 @@ from penstock.printing import clock, result, row_counts
 
 if TYPE_CHECKING:
     from penstock.ledger.records import RunRecord
+    from penstock.nodes import Report
     from penstock.pipeline import Pipeline
-    from penstock.walk import Report
 
 _KINDS = {"SUCCEEDED": "PASS", "FAILED": "BLOCK", "BLOCKED": "BLOCK"}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,92 +17,14 @@ from penstock import version_files
 from penstock.artifacts import Artifact, digest_of, fingerprint
 from penstock.errors import LedgerError
 from penstock.ledger import LEASE_S, Claim, ModelVersion, RunRecord, StageRecord
+from penstock.nodes import AFTER_DATA, AFTER_GATE, NAMES, NODES, PAIR, Node, Planned, Report
 from penstock.recipe import canonical
-from penstock.stages import deploy, evaluate, gate, ingest, prepare, register, train, validate
-from penstock.stages.base import Base, Job, Pinned, Stage
+from penstock.stages import deploy, evaluate, ingest, prepare, train
+from penstock.stages.base import Base, Job, Pinned
 from penstock.train_section import registered
 
 if TYPE_CHECKING:
     from penstock.pipeline import Pipeline
-
-
-@dataclass(frozen=True)
-class Node:
-    """A stage at its place in the loop; ``baseline`` is evaluate, of another model."""
-
-    name: str
-    stage: Stage
-
-
-NODES = (
-    Node("ingest", ingest.STAGE),
-    Node("validate", validate.STAGE),
-    Node("prepare", prepare.STAGE),
-    Node("train", train.STAGE),
-    Node("evaluate", evaluate.STAGE),
-    Node("baseline", evaluate.STAGE),
-    Node("gate", gate.STAGE),
-    Node("register", register.STAGE),
-    Node("deploy", deploy.STAGE),
-)
-NAMES = tuple(node.name for node in NODES)
-# The two evaluations that the gate compares.
-_PAIR = {"evaluate": "baseline", "baseline": "evaluate"}
-_AFTER_DATA = NAMES[2:]
-_AFTER_GATE = NAMES[7:]
-
-
-@dataclass(frozen=True)
-class Planned:
-    """What a run would do with one node, and why.
-
-    Attributes:
-        node: Its name.
-        fingerprint: None when it cannot be known before an earlier stage has run.
-        action: ``hit``, ``run`` or ``skip``.
-        reason: One sentence.
-    """
-
-    node: str
-    fingerprint: str | None
-    action: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Due:
-    """Whether a run goes on after its data were validated, and if not, why not."""
-
-    goes_on: bool
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a run came to.
-
-    Attributes:
-        run_id: Its id.
-        status: SUCCEEDED, BLOCKED, INCONCLUSIVE or SKIPPED.
-        message: One sentence.
-        stages: What each stage came to, in order.
-        artifacts: Node name -> its result.
-        duration_s: Wall time.
-    """
-
-    run_id: str
-    status: str
-    message: str
-    stages: tuple[StageRecord, ...]
-    artifacts: Mapping[str, Artifact] = field(default_factory=dict)
-    duration_s: float = 0.0
-
-    @property
-    def exit_code(self) -> int:
-        """0, or the gate's own code: 3 for BLOCK, 4 for INCONCLUSIVE."""
-        gate = self.artifacts.get("gate")
-        codes = {"BLOCK": 3, "INCONCLUSIVE": 4}
-        return 0 if gate is None else codes.get(gate.summary["verdict"], 0)
 
 
 class Walk:
@@ -199,7 +121,7 @@ class Walk:
         Those of the default backend are in no fingerprint: an upgrade alone makes nobody
         evaluate again, and only a pair that is compared has to be of one kind.
         """
-        other = self.found.get(_PAIR.get(node.name, ""))
+        other = self.found.get(PAIR.get(node.name, ""))
         return other is not None and other.summary.get("versions") != artifact.summary.get(
             "versions"
         )
@@ -295,11 +217,11 @@ class Walk:
         """Why a node is not due, or nothing."""
         if node.name == "baseline" and "train" in self.prints and self._baseline() is None:
             return "nothing serves yet: the first model is held to its floors"
-        if node.name in _AFTER_DATA and "validate" in self.found and not self.force:
+        if node.name in AFTER_DATA and "validate" in self.found and not self.force:
             too_few = "" if self._is_prepared(node) else self._too_few()
             if too_few:
                 return too_few
-        if node.name in _AFTER_GATE and "gate" in self.found:
+        if node.name in AFTER_GATE and "gate" in self.found:
             verdict = self.found["gate"].summary["verdict"]
             return "" if verdict == "PASS" else f"the gate said {verdict}"
         return ""
@@ -353,10 +275,10 @@ class Walk:
             return "forced"
         if before is None:
             return "never run"
-        if node.name in _PAIR:
+        if node.name in PAIR:
             found = self.pipeline.ledger.find(self.prints[node.name])
             if found is not None and self._is_measured_otherwise(node, found):
-                return f"{_PAIR[node.name]} was measured by other versions of the libraries"
+                return f"{PAIR[node.name]} was measured by other versions of the libraries"
         if before.fingerprint == self.prints[node.name]:
             return "its result is gone or damaged"
         settings = node.stage.settings(self.pipeline.recipe, self.pinned)
