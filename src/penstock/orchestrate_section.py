@@ -185,6 +185,11 @@ class Orchestrate(Section):
         description="The command for `here`. Null: the one beside the orchestrator's Python, or on "
         "the PATH.",
     )
+    console: Url | None = Field(
+        None,
+        description="Where people find the console, as in https://gateway.example.org/console: "
+        "tasks link to the pages of their run, gate, trial and drift.",
+    )
     settable: list[Dotted] = Field(
         ["ingest.min_new_examples"],
         description="Values of the recipe that who starts a run may set for that run.",

@@ -5,13 +5,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
 
+from console_browser import Browser
+from console_project import ConsoleProject
 from penstock.cli import main
+from penstock.console import create_console
+from penstock.orchestrators.results import _console_pages
 from penstock.pipeline import open_pipeline
 from tiny_project import write_project, write_rows
 
@@ -51,6 +56,30 @@ def test_a_first_task_that_is_repeated_joins_its_own_run(capfd, recipe):
     assert [first["outcome"], again["outcome"]] == ["ran", "hit"]
     assert len(runs(recipe)) == 1
     assert first["numbers"]["rows.total"] == 40
+
+
+def test_tasks_link_to_the_console_where_the_recipe_says_where_it_is(capfd, recipe):
+    tree = yaml.safe_load(recipe.read_text())
+    tree["orchestrate"] = {"console": "https://gateway.example.org/console/"}
+    recipe.write_text(yaml.safe_dump(tree | {"observe": {"drift": {}}}))
+    told = step(capfd, recipe, "ingest")
+    console = "https://gateway.example.org/console"
+    assert told["links"]["console"] == f"{console}/runs/{told['run_id']}"
+    assert told["links"]["drift"] == f"{console}/drift"
+
+
+def test_a_tasks_pages_are_those_that_the_console_has(tmp_path):
+    project = ConsoleProject(tmp_path)
+    orchestrated = open_pipeline(project.recipe, {"orchestrate.console": "http://h/console"})
+    browser, found = Browser(create_console(project.pipeline)), {}
+    trial = project.start_trial()
+    for stage, summary in (("gate", {}), ("deploy", {"rollout": trial.id})):
+        artifact = project.ledger.find(project.prints[stage])
+        told = replace(artifact, summary={**artifact.summary, **summary})
+        found |= dict(_console_pages(orchestrated, project.run_id, told))
+    assert found.keys() == {"console", "gate", "rollout"}
+    for name, url in found.items():
+        assert browser.get(url.removeprefix("http://h/console")).status_code == 200, name
 
 
 def test_first_tasks_in_two_processes_at_once_open_one_run(recipe):

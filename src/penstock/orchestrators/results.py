@@ -41,6 +41,7 @@ def step_as_task(pipeline: Pipeline, stage: str, run_id: str) -> TaskResult:
         note=done.note,
         numbers={} if artifact is None else dict(_numbers(artifact.summary)),
         links=dict(_run_page(pipeline, run_id))
+        | dict(_console_pages(pipeline, run_id, artifact))
         | ({} if artifact is None else dict(_links(pipeline, artifact))),
     )
 
@@ -73,6 +74,23 @@ def _run_page(pipeline: Pipeline, run_id: str) -> Iterator[tuple[str, str]]:
     """The page about the run so far, written anew; no room for it stops no run."""
     with suppress(StoreError):
         yield "run", pipeline.store.write_page(f"{run_id}.html", page_of(pipeline, run_id))
+
+
+def _console_pages(
+    pipeline: Pipeline, run_id: str, artifact: Artifact | None
+) -> Iterator[tuple[str, str]]:
+    """Pages of the console, if the recipe says where it is: they show what is so now."""
+    recipe = pipeline.recipe
+    console = None if recipe.orchestrate is None else recipe.orchestrate.console
+    if console is None:
+        return
+    yield "console", f"{console}/runs/{run_id}"
+    if recipe.observe.drift is not None:
+        yield "drift", f"{console}/drift"
+    if artifact is not None and artifact.stage == "gate":
+        yield "gate", f"{console}/gates/{artifact.fingerprint}"
+    if artifact is not None and "rollout" in artifact.summary:
+        yield "rollout", f"{console}/rollouts/{artifact.summary['rollout']}"
 
 
 def _links(pipeline: Pipeline, artifact: Artifact) -> Iterator[tuple[str, str]]:
