@@ -11,12 +11,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,15 +32,20 @@ from penstock.sources.base import (
     Piece,
     Place,
     Unit,
-    refuse_reserved,
 )
 from penstock.sources.cursors import Columns, Kind
+from penstock.sources.delta_log import (
+    DataFile,
+    added_by,
+    files_of,
+    readable,
+    schema_of,
+    stream_of,
+    whole,
+    why_rewritten,
+)
 from penstock.sources.formats import read_parquet
 from penstock.sources.lines import MAX_EXPANSION, MaxExpansion, allowed_bytes
-from penstock.tables import conform
-
-# What a table may ask of its readers that we do as well.
-_READABLE = {"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck", "deletionVectors"}
 
 # How delta-rs words it when a store is not reached, is too busy or is broken.
 _OUTAGE = re.compile(r"HTTP error|timed out|\b(429|5\d\d) [A-Z]")
@@ -86,14 +89,6 @@ class DeltaOptions(Options):
         return self
 
 
-@dataclass(frozen=True)
-class _File:
-    """One data file of a version."""
-
-    path: str
-    partition: Mapping[str, Any]
-
-
 class DeltaSource:
     """Rows of a Delta table that somebody else writes."""
 
@@ -110,9 +105,9 @@ class DeltaSource:
         with self._told():
             table = self._open(self._options.version)
             if self._options.cursor is None:
-                return (Unit(_stream(table), table.version(), self._label),)
+                return (Unit(stream_of(table), table.version(), self._label),)
             position = _Along(table, self._options, self._label).settled_position()
-            stream = f"{_stream(table)}/{self._options.cursor}"
+            stream = f"{stream_of(table)}/{self._options.cursor}"
         return () if position is None else (Unit(stream, position, self._label),)
 
     def read(self, unit: Unit) -> Iterator[Piece]:
@@ -128,24 +123,24 @@ class DeltaSource:
             self._refuse_another(table, unit)
             added = self._added(table, unit)
             if added is None:
-                yield from self._rows(table, _files(table), unit, f"{unit.position}:")
+                yield from self._rows(table, files_of(table), unit, f"{unit.position}:")
             else:
                 yield from self._rows(table, added, unit, "")
 
-    def _added(self, table: Any, unit: Unit) -> list[_File] | None:
+    def _added(self, table: Any, unit: Unit) -> list[DataFile] | None:
         """The files that versions after ``unit.after`` added; None if rows were rewritten.
 
         Raises:
             SourceError: Rows were rewritten, and that is to be refused.
         """
         if unit.after < 0:
-            return _files(table)
-        added: list[_File] = []
+            return files_of(table)
+        added: list[DataFile] = []
         for version in range(unit.after + 1, unit.position + 1):
             actions = self._commit(version)
-            reason = _rewrite(actions, version)
+            reason = why_rewritten(actions, version)
             if reason is None:
-                added += _added_by(actions or [], table)
+                added += added_by(actions or [], table)
             elif self._options.rewrites == "again":
                 return None
             else:
@@ -156,9 +151,9 @@ class DeltaSource:
         return added
 
     def _rows(
-        self, table: Any, files: list[_File], unit: Unit, prefix: str
+        self, table: Any, files: list[DataFile], unit: Unit, prefix: str
     ) -> Iterator[pa.RecordBatch]:
-        schema = _schema(table)
+        schema = schema_of(table)
         filesystem = self._filesystem()
         for file in files:
             row = 0
@@ -169,7 +164,7 @@ class DeltaSource:
                     row += batch.num_rows
                     names = [f"{prefix}{file.path}:{place}" for place in places]
                     yield (
-                        _whole(batch, file, schema, self._label)
+                        whole(batch, file, schema, self._label)
                         .append_column(ORIGIN, batch[ORIGIN])
                         .append_column(OFFSET, _repeated(unit.position, batch.num_rows))
                         .append_column(ROW_KEY, pa.array(names, pa.string()))
@@ -199,7 +194,7 @@ class DeltaSource:
                 "If it was deleted and made again, run again; otherwise mend `version`.",
             )
         if version is None or version == newest.version():
-            return _readable(newest, self._label)
+            return readable(newest, self._label)
         try:
             table = DeltaTable(self._uri, version=version, storage_options=options)
         except Exception as error:
@@ -207,10 +202,10 @@ class DeltaSource:
                 f"{self._label}: version {version} can no longer be read: {error}",
                 "Its log was cleaned up. Run again to pin the newest version.",
             ) from error
-        return _readable(table, self._label)
+        return readable(table, self._label)
 
     def _refuse_another(self, table: Any, unit: Unit) -> None:
-        if not unit.stream.startswith(_stream(table)):
+        if not unit.stream.startswith(stream_of(table)):
             raise SourceUnavailable(
                 f"{self._label} was deleted and made again since it was pinned.",
                 "Run again to read the new table from its start.",
@@ -243,7 +238,7 @@ class DeltaSource:
             return None
 
     @contextmanager
-    def _data_file(self, filesystem: Any, file: _File) -> Iterator[Any]:
+    def _data_file(self, filesystem: Any, file: DataFile) -> Iterator[Any]:
         try:
             handle = filesystem.open_input_file(file.path)
         except FileNotFoundError as error:
@@ -288,97 +283,6 @@ def _first_line(error: object) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _stream(table: Any) -> str:
-    """The table's own id: another table in the same place is another stream."""
-    return f"delta:{table.metadata().id}"
-
-
-def _readable(table: Any, label: str) -> Any:
-    """The table, if we read it as its writers mean it.
-
-    Raises:
-        SourceError: Its rows are not what its Parquet files hold.
-    """
-    protocol = table.protocol()
-    wanted = set(protocol.reader_features or ()) - _READABLE
-    if table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
-        wanted.add("columnMapping")
-    elif "columnMapping" in wanted:
-        wanted.discard("columnMapping")
-    if "deletionVectors" in (protocol.reader_features or ()) and _num_deletion_vectors(table):
-        wanted.add("deletionVectors")
-    if wanted:
-        raise SourceError(
-            f"{label} uses {', '.join(sorted(wanted))}, which Penstock does not read.",
-            "Have its owner rewrite it without (REORG TABLE ... APPLY (PURGE) drops deletion "
-            "vectors), or copy it.",
-        )
-    refuse_reserved(_schema(table).names, label)
-    return table
-
-
-def _num_deletion_vectors(table: Any) -> int:
-    return int(pa.table(table.deletion_vectors()).num_rows)
-
-
-def _schema(table: Any) -> pa.Schema:
-    return pa.schema(table.schema().to_arrow())
-
-
-def _files(table: Any) -> list[_File]:
-    """All files of the table's version, oldest first."""
-    actions = pa.table(table.get_add_actions(flatten=True)).to_pylist()
-    actions.sort(key=lambda action: (action["modification_time"], action["path"]))
-    names = table.metadata().partition_columns
-    return [
-        _File(unquote(action["path"]), {name: action[f"partition.{name}"] for name in names})
-        for action in actions
-    ]
-
-
-def _rewrite(actions: list[dict[str, Any]] | None, version: int) -> str | None:
-    """Why a commit is not one that only appended; None if it is."""
-    if actions is None:
-        return f"the log no longer tells what version {version} did."
-    if not any(action.get("remove", {}).get("dataChange", False) for action in actions):
-        return None
-    operation = next((a["commitInfo"].get("operation") for a in actions if "commitInfo" in a), None)
-    return f"version {version} ({operation or 'unknown'}) rewrote rows of earlier versions."
-
-
-def _added_by(actions: list[dict[str, Any]], table: Any) -> list[_File]:
-    """The files with new rows; those of a compaction hold none."""
-    types = {field.name: field.type for field in _schema(table)}
-    added = [action["add"] for action in actions if action.get("add", {}).get("dataChange", False)]
-    return [
-        _File(
-            unquote(add["path"]),
-            {name: _typed(text, types[name]) for name, text in add["partitionValues"].items()},
-        )
-        for add in sorted(added, key=lambda add: str(add["path"]))
-    ]
-
-
-def _typed(text: str | None, type_: pa.DataType) -> Any:
-    """A partition's value from the log, which keeps all as text; empty is null."""
-    return None if text in (None, "") else pa.scalar(text).cast(type_).as_py()
-
-
-def _whole(batch: pa.RecordBatch, file: _File, schema: pa.Schema, label: str) -> pa.RecordBatch:
-    """A file's rows with all columns of the table: partitions are not in the file."""
-    for name, value in file.partition.items():
-        column = pa.repeat(pa.scalar(value, schema.field(name).type), batch.num_rows)
-        if name not in batch.schema.names:
-            batch = batch.append_column(name, column)
-    try:
-        return conform(batch, schema)
-    except pa.ArrowException as error:
-        raise SourceError(
-            f"{label}/{file.path}: a value does not fit the table's type: {error}",
-            "Have the table's owner mend it.",
-        ) from error
-
-
 def _repeated(value: int, count: int) -> pa.Array:
     return pa.repeat(pa.scalar(value, pa.int64()), count)
 
@@ -388,8 +292,8 @@ class _Along:
 
     def __init__(self, table: Any, options: DeltaOptions, label: str) -> None:
         self._data = table.to_pyarrow_dataset()
-        self._schema = _schema(table)
-        self._files = {file.path: file for file in _files(table)}
+        self._schema = schema_of(table)
+        self._files = {file.path: file for file in files_of(table)}
         self._options = options
         self._label = label
         self._column = str(options.cursor)
@@ -450,7 +354,7 @@ class _Along:
                 allowed = allowed_bytes(handle.size(), self._options.max_expansion)
                 label = f"{self._label}/{file.path}"
                 for batch in read_parquet(handle, label, allowed, groups):
-                    yield _whole(batch, file, self._schema, self._label)
+                    yield whole(batch, file, self._schema, self._label)
 
     @property
     def _type(self) -> pa.DataType:
