@@ -267,7 +267,7 @@ def test_every_panel_of_every_dashboard_finds_data(world):
                 waiting.discard(one)
         return not waiting
 
-    deadline_s = time.monotonic() + 45
+    deadline_s = time.monotonic() + 150
     while not all_answered():
         assert time.monotonic() < deadline_s, sorted(waiting)
         time.sleep(0.5)
@@ -289,7 +289,7 @@ def alarms(world, name):
 def test_a_budget_that_burns_is_one_alarm_in_the_ledger(world):
     assert alarms(world, "SloBurnsFast") == []
     world.breaks.set()
-    wait_until(lambda: alarms(world, "SloBurnsFast"), 45)
+    wait_until(lambda: alarms(world, "SloBurnsFast"), 150)
     record = alarms(world, "SloBurnsFast")[0]
     assert (record.alarm.kind, record.alarm.severity) == ("alert", "critical")
     assert record.state == AlarmState.OPEN
@@ -306,7 +306,7 @@ def test_a_target_that_is_gone_is_an_alarm_and_its_return_closes_it(world):
     world.ingest.close()
     wait_until(lambda: alarms(world, "GatewayDown"), 30)
     world.ingest = MetricsServer(ingested(), "127.0.0.1", port)
-    wait_until(lambda: alarms(world, "GatewayDown")[0].state == AlarmState.CLOSED, 45)
+    wait_until(lambda: alarms(world, "GatewayDown")[0].state == AlarmState.CLOSED, 150)
     (record,) = alarms(world, "GatewayDown")
     assert [one.reason for one in Alarms(world.ledger).events(record.number)] == [
         "raised",
