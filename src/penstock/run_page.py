@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from penstock.gates.plots import Bar, bars
 from penstock.printing import clock, result, row_counts
 
 if TYPE_CHECKING:
+    from penstock.artifacts import Artifact
     from penstock.ledger.records import RunRecord
     from penstock.nodes import Report
     from penstock.pipeline import Pipeline
@@ -38,7 +40,7 @@ def to_html(record: RunRecord, report: Report, decision: Decision | None) -> str
     parts = [head, section("Stages", "", table(_stages(report)))]
     if report.stages:
         parts.append(section("Where the time went", "Of this run, in seconds.", _times(report)))
-    rows = _rows(report)
+    rows = row_bars(report.artifacts)
     if rows:
         legend = "Of what each stage looked at: kept, and removed or held back."
         parts.append(section("Where the rows went", legend, bars(rows, "Rows of each stage")))
@@ -88,9 +90,10 @@ def _times(report: Report) -> str:
     return bars(times, "Time of each stage")
 
 
-def _rows(report: Report) -> list[Bar]:
+def row_bars(artifacts: Mapping[str, Artifact]) -> list[Bar]:
+    """Rows that each stage kept and removed; without those that looked at none."""
     found = []
-    for stage, artifact in report.artifacts.items():
+    for stage, artifact in artifacts.items():
         counted = artifact.summary.get("rows", {})
         kept = int(counted.get("out", 0))
         removed = int(counted.get("removed", counted.get("quarantined", 0)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from markupsafe import Markup, escape
@@ -10,44 +10,28 @@ from markupsafe import Markup, escape
 from penstock.artifacts import Artifact
 from penstock.console.desk import Cost
 from penstock.console.live import Bucket
+from penstock.gates.plots import Bar, bars
+from penstock.run_page import row_bars
 
 _WIDTH, _ROW, _START, _END = 880, 30, 130, 700
 
 
-def rows(artifacts: Sequence[tuple[str, Artifact]]) -> Markup:
-    """Rows that each stage kept, beside those it removed.
-
-    Args:
-        artifacts: Stage and its result, in order; those without rows are left out.
-    """
-    counted = [(name, *_counts(one)) for name, one in artifacts if one.summary.get("rows")]
-    largest = max((kept + removed for _, kept, removed in counted), default=0)
-    if not largest:
-        return Markup("")
-    scale = (_END - _START) / largest
-    lines = []
-    for index, (name, kept, removed) in enumerate(counted):
-        middle = _START + kept * scale
-        said = f"{kept:,} kept" + (f", {removed:,} removed" if removed else "")
-        lines.append(_line(index, name, said))
-        lines.append(_bar(index, _START, kept * scale, "kept"))
-        lines.append(_bar(index, middle, removed * scale, "removed"))
-    return _svg(lines, len(counted), "Rows kept and removed by each stage")
+def rows(artifacts: Mapping[str, Artifact]) -> Markup:
+    """Rows that each stage kept, beside those it removed; empty if none had any."""
+    return _bars(row_bars(artifacts), "Rows kept and removed by each stage")
 
 
 def days(costs: Sequence[Cost]) -> Markup:
-    """US dollars for each day, or tokens where nothing has a price."""
+    """US dollars for each day, or tokens where nothing has a price; empty if nothing was used."""
     by_price = any(one.usage.nanousd for one in costs)
-    values = [one.usage.nanousd if by_price else _tokens(one) for one in costs]
-    largest = max(values, default=0)
-    if not largest:
-        return Markup("")
-    lines = []
-    for index, (one, value) in enumerate(zip(costs, values, strict=True)):
+    found = []
+    for one in costs:
+        value = one.usage.nanousd if by_price else _tokens(one)
         said = f"${one.dollars}" if by_price else f"{value:,} tokens"
-        lines.append(_line(index, one.name, said))
-        lines.append(_bar(index, _START, (_END - _START) * value / largest, "kept"))
-    return _svg(lines, len(costs), "Cost of each day" if by_price else "Tokens of each day")
+        found.append(Bar(one.name, ((value, "better"),), said))
+    if not any(length for one in found for length, _ in one.parts):
+        return Markup("")
+    return _bars(found, "Cost of each day" if by_price else "Tokens of each day")
 
 
 def requests(buckets: Sequence[Bucket]) -> Markup:
@@ -85,27 +69,13 @@ def _column(x: float, width: float, y: float, height: float, kind: str, said: st
     ).format(x + 1, y, width - 2, height, kind, said)
 
 
-def _counts(artifact: Artifact) -> tuple[int, int]:
-    counts = artifact.summary["rows"]
-    removed = counts.get("removed", counts.get("quarantined", 0))
-    return int(counts.get("out", 0)), int(removed)
+def _bars(found: Sequence[Bar], title: str) -> Markup:
+    # Everything in it was escaped where it was made.
+    return Markup(bars(found, title)) if found else Markup("")  # noqa: S704
 
 
 def _tokens(cost: Cost) -> int:
     return cost.usage.prompt_tokens + cost.usage.completion_tokens
-
-
-def _line(index: int, name: str, said: str) -> Markup:
-    y = index * _ROW + _ROW / 2 + 5
-    return Markup(
-        '<text x="{}" y="{}" text-anchor="end">{}</text><text x="{}" y="{}" class="value">{}</text>'
-    ).format(_START - 10, y, name, _END + 10, y, said)
-
-
-def _bar(index: int, x: float, width: float, kind: str) -> Markup:
-    return Markup('<rect x="{:.1f}" y="{}" width="{:.1f}" height="{}" class="{}"/>').format(
-        x, index * _ROW + 6, max(width, 0.0), _ROW - 12, kind
-    )
 
 
 def _svg(lines: Sequence[Markup], num_rows: int, title: str) -> Markup:

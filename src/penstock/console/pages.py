@@ -64,7 +64,7 @@ def run(desk: Desk, request: Request) -> Response:
     """Why each stage of a run ran, was a hit or was skipped; and what became of the rows."""
     found = desk.run(request.path_params["run_id"])
     artifacts = {one.name: one.artifact for one in found.stages if one.artifact is not None}
-    chart = charts.rows(list(artifacts.items()))
+    chart = charts.rows(artifacts)
     return render(desk, request, "run.html", run=found, artifacts=artifacts, chart=chart)
 
 
