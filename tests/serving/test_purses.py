@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 
 from penstock.errors import InsufficientQuota, RateLimited
 from penstock.ledger import schema
-from penstock.ledger.accounts import Accounts, Grant, Usage
+from penstock.ledger.accounts import Accounts, Grant, Usage, UsageId
 from penstock.ledger.amounts import Amounts
 from penstock.ledger.api_keys import ApiKey, ApiKeys
 from penstock.ledger.database import Database
@@ -134,7 +134,7 @@ class Overspending(RuleBasedStateMachine):
         purse, need = worker.flights.pop(which)
         tokens = int(need.tokens * part)
         purse.settle(need, Amounts(rate_tokens=tokens, tokens=tokens))
-        worker.purses.note(("2026-11-27", self.key.id, "m"), Usage(1, 0, tokens, 0))
+        worker.purses.note(UsageId("2026-11-27", self.key.id, "m"), Usage(1, 0, tokens, 0))
         self.used[purse.account[1]] += tokens
         self.rate_used += tokens
 
