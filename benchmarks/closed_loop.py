@@ -35,7 +35,7 @@ from penstock.retrain import Limits, Loop, Watch
 from penstock.serving.server import BackgroundServer
 
 # Wrong corrections, by so many raters: more than there are rows about the same things.
-POISON, BAD_RATERS = 600, 30
+POISON, BAD_RATERS = 800, 40
 
 
 @dataclass

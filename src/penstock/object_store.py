@@ -93,6 +93,12 @@ class ObjectStore(Store):
         """Where others find the files under a recorded path."""
         return f"{self._shared.url}/{path}"
 
+    def write_page(self, name: str, text: str) -> str:
+        """Write a page about runs of this store, in place of an earlier one."""
+        with store_errors(self._shared.url), (self._shared / "pages").written(name) as path:
+            path.write_text(text, encoding="utf-8")
+        return self.url(f"pages/{name}")
+
     def damaged(self, path: str, digest: str) -> list[str]:
         """Objects that are no longer what was recorded; reads every byte of them."""
         try:

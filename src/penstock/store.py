@@ -124,8 +124,13 @@ class Store:
         Raises:
             StoreError: It cannot be written.
         """
-        with store_errors(self.root), (self._shared / "pages").written(name) as path:
-            path.write_text(text, encoding="utf-8")
+        folder = self.root / "pages"
+        part = folder / f".{uuid.uuid4()}"
+        with store_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            part.write_text(text, encoding="utf-8")
+            # Of two who write at once, one page stands whole.
+            os.replace(part, folder / name)
         return self.url(f"pages/{name}")
 
     def stage_folder(self, stage: str, print_: str) -> Path:

@@ -252,6 +252,9 @@ def test_ctrl_c_during_training_ends_with_130_and_the_next_run_continues(project
     assert min(now) >= steps[0]
     second.send_signal(signal.SIGINT)
     assert ended(second)[0] == 130
+    code, said = penstock(project, "run")
+    assert code == 0, said
+    assert [model.version for model in ledger(project).models()] == [1]
 
 
 def test_a_table_of_runs_is_there_for_machines_after_all_that(project):

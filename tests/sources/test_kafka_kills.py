@@ -95,5 +95,5 @@ def test_of_four_writers_killed_200_times_nothing_is_lost_and_nothing_doubled(tm
     assert {sent[letter["_origin"]] for letter in letters} == {b"poison"}
     assert len({row["_row_id"] for row in rows}) == len(rows)
     # The writers did the work, in many commits, and not the last one alone.
-    assert before > len(sent) / 4
+    assert before > len(sent) / 2
     assert taking.table.version() > 50

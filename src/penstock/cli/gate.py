@@ -48,6 +48,7 @@ def gate(
     --max TASK=CEILING, as in --min-mmlu 0.65.
     """
     from penstock import gates, printing
+    from penstock.gates import Decision
 
     floors, ceilings = _short_bounds(context)
     policy = gates.GatePolicy(
@@ -64,12 +65,10 @@ def gate(
         if summary_file is not None:
             _append(summary_file, gates.error_to_markdown(error))
         raise
-    if html is not None:
-        _write(html, gates.to_html(decision))
-    if markdown is not None:
-        _write(markdown, gates.to_markdown(decision))
-    if decision_ is not None:
-        _write(decision_, decision.to_json())
+    reports = ((html, gates.to_html), (markdown, gates.to_markdown), (decision_, Decision.to_json))
+    for path, text_of in reports:
+        if path is not None:
+            _write(path, text_of(decision))
     if summary_file is not None:
         _append(summary_file, gates.to_markdown(decision))
     if json_:

@@ -162,10 +162,14 @@ def _usage(answer: Mapping[str, Any]) -> tuple[int, int] | None:
     told = answer.get("usage")
     if not isinstance(told, Mapping):
         return None
-    counts = told.get("prompt_tokens"), told.get("completion_tokens")
-    if not all(type(one) is int and 0 <= one < 2**40 for one in counts):
-        return None
-    return counts[0], counts[1]  # type: ignore[return-value]
+    read, written = _count(told.get("prompt_tokens")), _count(told.get("completion_tokens"))
+    return None if read is None or written is None else (read, written)
+
+
+def _count(told: object) -> int | None:
+    if isinstance(told, int) and not isinstance(told, bool) and 0 <= told < 2**40:
+        return told
+    return None
 
 
 def _text(answer: Mapping[str, Any]) -> str | None:
