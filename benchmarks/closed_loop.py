@@ -224,13 +224,16 @@ def play(
                 made.hour(users, count, 0.0)
             done(f"{early} hours of old questions, {made.drift_alarms()} alarms")
             told.quality_before = users.quality(NEW)
+            share = SHARE_OF_NEW if shifted else 0.0
             for window in range(late):
-                made.hour(users, count, SHARE_OF_NEW if shifted else 0.0)
+                decision = made.hour(users, count, share)
                 if made.drift_alarms():
                     told.windows_to_alarm = window + 1
                     done(f"an alarm, {window + 1} hours after the change")
                     break
-            made.settle(users, SHARE_OF_NEW if shifted else 0.0)
+            while decision.why == "debounce":  # they go on asking and correcting
+                decision = made.hour(users, count, share)
+            made.settle(users, share)
             done(f"runs {made.outcomes}, version {made.serves} serves")
             users.wait_for(made.serves)
             told.quality_after, told.quality_old_after = users.quality(NEW), users.quality(OLD)

@@ -86,7 +86,8 @@ RECIPE: dict[str, Any] = {
             "false_alarms": {"chance": 0.05, "windows": 10},
         },
         "retrain": {
-            "debounce_s": 600,
+            # A run needs something to learn: users go on correcting for some hours first.
+            "debounce_s": 12 * WINDOW_S,
             "cooldown_s": WINDOW_S,
             "max_failures": 2,
         },
@@ -152,7 +153,7 @@ class Users:
 
     def quality(self, things: Sequence[str]) -> float:
         """The share of right answers, without a word about them."""
-        questions = [(thing, self._chance.random()) for thing in things for _ in range(2)]
+        questions = [(thing, self._chance.random()) for thing in things for _ in range(8)]
         right = self._pool.map(lambda asked: self._ask(*asked)[1] == place(asked[0]), questions)
         return statistics.fmean(right)
 
