@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import Field
 
 from penstock.engines.parcels import BUCKET_BYTES, PARCEL_BYTES, ParcelEngine, ParcelOptions, Work
@@ -69,8 +71,9 @@ class RayEngine(ParcelEngine):
     def _work(self, files: Sequence[Path], first: Work, then: Work | None) -> Iterator[pa.Table]:
         ray = self._own.ray
         names = [str(path) for path in files]
-        data = ray.data.read_parquet(names, override_num_blocks=len(names))
-        data = data.map_batches(first, batch_size=1, batch_format="pyarrow")
+        # Ray's own reader first starts an actor for each core, to look at the files.
+        data = ray.data.from_items(names, override_num_blocks=len(names))
+        data = data.map_batches(_OnFiles(first), batch_size=1, batch_format="pyarrow")
         if then is not None:
             grouped = data.groupby("bucket", num_partitions=min(64, max(1, first.num_buckets)))
             data = grouped.map_groups(then.__call__, batch_format="pyarrow")
@@ -78,6 +81,19 @@ class RayEngine(ParcelEngine):
             yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
         except ray.exceptions.RayError as error:
             raise _plain(error) from error
+
+
+@dataclass(frozen=True)
+class _OnFiles:
+    """Work on the parcels of files, one parcel at a time."""
+
+    work: Work
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for name in batch["item"].to_pylist():
+            with pq.ParquetFile(name) as file:
+                for group in range(file.num_row_groups):
+                    yield self.work(file.read_row_group(group))
 
 
 def _set_up(ray: Any) -> None:

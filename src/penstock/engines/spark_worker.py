@@ -25,6 +25,9 @@ _PLAIN = pa.schema(
     [("bucket", "int64"), ("place", "int64"), ("kind", "string"), ("rows", "binary")]
 )
 
+# Java's second compiler works for tens of seconds on code that here moves bytes for a few.
+_QUICK_JAVA = "-XX:TieredStopAtLevel=1"
+
 _Batches: TypeAlias = Iterator[pa.RecordBatch]
 
 
@@ -55,6 +58,7 @@ def _session(scratch: str) -> Any:
     from pyspark.sql import SparkSession
 
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    os.environ.setdefault("SPARK_LAUNCHER_OPTS", _QUICK_JAVA)
     builder = SparkSession.builder.appName("penstock")
     if not os.environ.get("SPARK_REMOTE"):
         builder = builder.master(os.environ.get("PENSTOCK_SPARK_MASTER", "local[*]"))
@@ -63,6 +67,8 @@ def _session(scratch: str) -> Any:
             "spark.ui.showConsoleProgress": "false",
             "spark.local.dir": f"{scratch}/spark",
             "spark.sql.warehouse.dir": f"{scratch}/spark-warehouse",
+            # Before spark.driver.extraJavaOptions, which are the user's.
+            "spark.driver.defaultJavaOptions": _QUICK_JAVA,
             "spark.driver.memory": os.environ.get("PENSTOCK_SPARK_MEMORY", "2g"),
         }.items():
             builder = builder.config(key, value)
