@@ -32,6 +32,8 @@ _ENVIRONMENT = {
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
     # A thread of Ray's that outlives its session would otherwise start another one.
     "RAY_ENABLE_AUTO_CONNECT": "0",
+    # Ray gives way to everything else on the machine; what it does here is waited for.
+    "RAY_worker_niceness": "0",
 }
 
 

@@ -82,4 +82,8 @@ class RayLauncher:
         if self._options.address is None:
             # Nobody else may send it work; and as it is here, Ray writes no token at home.
             settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            # Ray gives way to everything else on the machine; a training is waited for.
+            settings |= {"RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0")}
+            # Nobody takes this machine away with a warning; the watcher imports torch to see.
+            settings |= {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
         return settings
