@@ -20,6 +20,7 @@ from penstock.launchers.processes import run_group
 from penstock.section import Section
 
 _DRIVER = "penstock.launchers.ray_driver"
+_NICENESS = "RAY_worker_niceness"  # as Ray spells it
 
 
 class RayOptions(Section):
@@ -83,7 +84,7 @@ class RayLauncher:
             # Nobody else may send it work; and as it is here, Ray writes no token at home.
             settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
             # Ray gives way to everything else on the machine; a training is waited for.
-            settings |= {"RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0")}
+            settings |= {_NICENESS: os.environ.get(_NICENESS, "0")}
             # Nobody takes this machine away with a warning; the watcher imports torch to see.
             settings |= {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
         return settings
