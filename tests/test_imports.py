@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from penstock import open_pipeline
+from tiny_project import write_project
+
 HOME = Path(__file__).parent.parent
 HEAVY = [
     "airflow",
@@ -18,6 +21,7 @@ HEAVY = [
     "openai",
     "opentelemetry",
     "pandas",
+    "polars",
     "pyspark",
     "ray",
     "scipy.optimize",
@@ -63,6 +67,35 @@ except SystemExit as end:
 )
 def test_nothing_heavy_is_loaded(script):
     assert modules_after(script) & set(HEAVY) == set()
+
+
+def test_help_loads_no_recipe_and_no_database():
+    loaded = modules_after(command("--help"))
+    assert loaded & {"sqlalchemy", "pydantic", "pyarrow", "penstock.recipe"} == set()
+
+
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory):
+    """A recipe whose first stage has been run, in a run that is open."""
+    recipe = write_project(tmp_path_factory.mktemp("project"))
+    pipeline = open_pipeline(recipe)
+    pipeline.step("ingest", pipeline.start(key="k").id)
+    pipeline.ledger.close()
+    return recipe
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("step", "ingest", "--task", "--key", "k"),
+        ("plan",),
+        ("runs",),
+        ("rollout", "history"),
+    ],
+    ids=["a stage that is a hit", "a plan", "runs", "rollouts"],
+)
+def test_a_command_that_only_looks_loads_nothing_heavy(ingested, words):
+    assert modules_after(command(*words, "-r", str(ingested))) & set(HEAVY) == set()
 
 
 def test_the_package_itself_loads_none_of_its_modules():
