@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from penstock import open_pipeline
+from tiny_project import write_project
+
 HOME = Path(__file__).parent.parent
 HEAVY = [
     "airflow",
@@ -18,6 +21,7 @@ HEAVY = [
     "openai",
     "opentelemetry",
     "pandas",
+    "polars",
     "pyspark",
     "ray",
     "scipy.optimize",
@@ -62,6 +66,32 @@ except SystemExit as end:
     ids=["package", "public names", "help", "help of a command"],
 )
 def test_nothing_heavy_is_loaded(script):
+    assert modules_after(script) & set(HEAVY) == set()
+
+
+def test_help_loads_no_recipe_and_no_database():
+    loaded = modules_after(command("--help"))
+    assert loaded & {"sqlalchemy", "pydantic", "pyarrow", "penstock.recipe"} == set()
+
+
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory):
+    """A recipe whose first stage has been run, in a run that is open."""
+    recipe = write_project(tmp_path_factory.mktemp("project"))
+    pipeline = open_pipeline(recipe)
+    pipeline.step("ingest", pipeline.start(key="k").id)
+    pipeline.ledger.close()
+    return recipe
+
+
+def test_commands_that_only_look_load_nothing_heavy(ingested):
+    """A stage that is a hit, a plan and lists, one after the other in one interpreter."""
+    here = ("-r", str(ingested))
+    hit = ("step", "ingest", "--task", "--key", "k", *here)
+    script = "".join(
+        command(*words)
+        for words in (hit, ("plan", *here), ("runs", *here), ("rollout", "history", *here))
+    )
     assert modules_after(script) & set(HEAVY) == set()
 
 

@@ -10,15 +10,20 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penstock.artifacts import store_errors
-from penstock.errors import PenstockError, RegistryError, StoreError
+from penstock.errors import MissingExtra, PenstockError, RegistryError, StoreError
 from penstock.registry import did_you_mean, require
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 DIGEST_TAG = "penstock.digest"
 # What MLflow calls a registered version: models:/NAME/VERSION.
@@ -60,20 +65,33 @@ class ModelRegistry:
     Args:
         uri: MLflow's tracking URI. With ``databricks``, models are those of the
             Unity Catalog; ``MLFLOW_REGISTRY_URI`` names another registry.
+        make_database: Called before MLflow is first asked.
 
     Raises:
         MissingExtra: mlflow is not installed.
-        RegistryError: The URI is not one.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, make_database: Callable[[], object] | None = None) -> None:
+        if find_spec("mlflow") is None:
+            raise MissingExtra("mlflow", "registry")
+        self.uri = uri
+        self._make_database = make_database
+        self._registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or _registry_of(uri)
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """MLflow's own, made when it is first asked: importing it takes seconds.
+
+        Raises:
+            RegistryError: The URI is not one.
+        """
         prepare_mlflow()
         from mlflow.tracking import MlflowClient
 
-        self.uri = uri
-        self._registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or _registry_of(uri)
-        with mlflow_errors(uri):
-            self.client = MlflowClient(tracking_uri=uri, registry_uri=self._registry_uri)
+        if self._make_database is not None:
+            self._make_database()
+        with mlflow_errors(self.uri):
+            return MlflowClient(tracking_uri=self.uri, registry_uri=self._registry_uri)
 
     @property
     def identity(self) -> str:

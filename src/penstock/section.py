@@ -48,13 +48,14 @@ class WithoutKey:
 class Section(BaseModel):
     """Base of all recipe sections and adapter options: frozen, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Built with the recipe that holds it: of the others, most are never used in one command.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class Plugin(Section):
     """A section whose ``type`` chooses an adapter, which checks the other keys itself."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, defer_build=True)
 
     type: str = Field(description='A registered name, or "module:Object" beside the recipe.')
 

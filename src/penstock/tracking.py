@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.artifacts import store_errors
-from penstock.model_registry import DIGEST_TAG, ModelRegistry, mlflow_errors, prepare_mlflow
+from penstock.model_registry import DIGEST_TAG, ModelRegistry, mlflow_errors
 
 if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
     from penstock.launchers.base import Trained
     from penstock.recipe import Recipe
     from penstock.store import Store
 
 _TAG = "penstock.fingerprint"
+_DATABASE = "mlflow.db"  # in a store whose recipe names no server
 # Servers that let nobody register a folder of the client's: the files must be uploaded.
 _REMOTE = ("http://", "https://", "databricks")
 
@@ -34,12 +37,19 @@ class Tracker:
     """
 
     def __init__(self, recipe: Recipe, store: Store) -> None:
-        prepare_mlflow()
-        self._artifacts = None if recipe.tracking else (store.root / "mlflow").as_uri()
-        self.uri = recipe.database(recipe.tracking or f"sqlite:///{_database(store.root)}")
-        self.registry = ModelRegistry(self.uri)
-        self._client = self.registry.client
         self._recipe = recipe
+        if recipe.tracking:
+            self._artifacts = None
+            self.uri = recipe.database(recipe.tracking)
+            self.registry = ModelRegistry(self.uri)
+        else:
+            self._artifacts = (store.root / "mlflow").as_uri()
+            self.uri = recipe.database(f"sqlite:///{store.root / _DATABASE}")
+            self.registry = ModelRegistry(self.uri, lambda: _make_database(store.root))
+
+    @property
+    def _client(self) -> MlflowClient:
+        return self.registry.client
 
     def log_run(
         self,
@@ -140,18 +150,18 @@ class Tracker:
             self._client.log_batch(run_id, metrics=points[start : start + 1000])
 
 
-def _database(root: Path) -> Path:
-    """MLflow's database in the store; appears as a whole, or not at all.
+def _make_database(root: Path) -> None:
+    """Make MLflow's database in the store; it appears as a whole, or not at all.
 
     MLflow makes its tables by some hundred migrations, each a transaction of its
     own, and refuses a database in which it was killed between two of them.
     """
-    path = root / "mlflow.db"
+    path = root / _DATABASE
     if path.exists():
-        return path
+        return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    new = root / "mlflow.db.new"
+    new = root / f"{_DATABASE}.new"
     with store_errors(path), (root / "mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # given back when this process ends, however it ends
         if not path.exists():
@@ -159,7 +169,6 @@ def _database(root: Path) -> Path:
                 left.unlink()
             SqlAlchemyStore(f"sqlite:///{new}", (root / "mlflow").as_uri()).engine.dispose()
             os.replace(new, path)
-    return path
 
 
 def log_training(

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from console_browser import Browser
+from console_project import ConsoleProject
 from penstock.cli.console import console_of
 from penstock.console import create_console, gateway_console
 from penstock.errors import RecipeError
@@ -56,21 +57,27 @@ def test_without_it_there_is_no_such_path(gateway):
     assert answer.json()["error"]["code"] == "not_found"
 
 
-@pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.slow)], ids=["alone", "two workers"])
-def served(project, request):
-    """``penstock serve`` in processes of its own; its address."""
+@pytest.fixture(
+    scope="module",
+    params=[1, pytest.param(2, marks=pytest.mark.slow)],
+    ids=["alone", "two workers"],
+)
+def served(tmp_path_factory, request):
+    """A project that ``penstock serve`` shows, in processes of its own, and their address."""
+    project = ConsoleProject(tmp_path_factory.mktemp("served"))
     serve = {"console": True, "port": 0, "workers": request.param, "models": {"far": FAR}}
     serve |= {"log": {"flush_s": 0.1}}
     settings = [f"--set=serve.{name}={json.dumps(value)}" for name, value in serve.items()]
     command = [sys.executable, "-m", "penstock.cli", "serve", "--recipe", str(project.recipe)]
     command += [*settings, "--set=serve.metrics_port=null"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        yield re.search(r"http://[\d.:]+", process.stdout.readline())[0]
+        yield project, re.search(r"http://[\d.:]+", process.stdout.readline())[0]
         process.terminate()
 
 
-def test_penstock_serve_has_it(project, served):
-    browser = Browser(None, served)
+def test_penstock_serve_has_it(served):
+    project, url = served
+    browser = Browser(None, url)
     for _ in range(4):  # with two workers both have a turn
         assert MODEL in browser.get("/").text
     assert browser.get("/", host="evil.test").status_code == 421
@@ -85,10 +92,11 @@ def test_penstock_serve_has_it(project, served):
 
 
 def test_what_the_gateway_is_asked_is_seen_as_live_traffic(served):
-    browser = Browser(None, served)
+    _, url = served
+    browser = Browser(None, url)
     assert "No request was written down" in browser.get("/traffic").text
     chat = {"model": "far", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
-    answer = httpx.post(f"{served}/v1/chat/completions", json=chat, timeout=60)
+    answer = httpx.post(f"{url}/v1/chat/completions", json=chat, timeout=60)
     assert answer.status_code >= 500  # there is no such host
     end_s = time.monotonic() + 60
     while 'scope="row">far</th>' not in (page := browser.get("/traffic").text):

@@ -11,9 +11,6 @@ import jsonschema
 import pytest
 import typer.main
 import yaml
-from databricks.sdk import WorkspaceClient
-from databricks.sdk.errors import BadRequest, OperationFailed
-from databricks.sdk.service import jobs as sdk
 
 from cluster_recipes import LEAST, loaded
 from databricks_server import serving
@@ -28,6 +25,7 @@ from penstock.orchestrators.databricks import (
     secret_names,
 )
 
+# The SDK is imported where it is used: every test process collects this file, one runs it.
 HOME = Path(__file__).parents[2]
 RECIPE = LEAST.replace(
     "sources: {rows: {type: files, paths: [rows.jsonl]}}",
@@ -116,7 +114,9 @@ def settings_of(job):
 
 def lost(job):
     """What the SDK's classes do not know of a job."""
-    return diff(settings_of(job), sdk.JobSettings.from_dict(settings_of(job)).as_dict())
+    from databricks.sdk.service.jobs import JobSettings
+
+    return diff(settings_of(job), JobSettings.from_dict(settings_of(job)).as_dict())
 
 
 def diff(before, after, path=""):
@@ -278,15 +278,19 @@ def workspace(ran):
 
 @pytest.fixture
 def client(workspace, monkeypatch):
+    from databricks.sdk import WorkspaceClient
+
     monkeypatch.setattr("time.sleep", lambda s: None)  # the client's pauses
     return WorkspaceClient(host=workspace.url, token="local")
 
 
 def deployed(client, job, folder="/files"):
     """What ``databricks bundle deploy`` does: variables put in, and the job made."""
+    from databricks.sdk.service.jobs import JobSettings
+
     text = json.dumps(settings_of(job)).replace("${workspace.file_path}", str(folder))
     assert "${" not in text
-    settings = sdk.JobSettings.from_dict(json.loads(text))
+    settings = JobSettings.from_dict(json.loads(text))
     return client.jobs.create(
         name=settings.name,
         parameters=settings.parameters,
@@ -298,10 +302,12 @@ def deployed(client, job, folder="/files"):
 
 
 def test_a_run_of_both_stages_gets_the_run_it_is_about(client, jobs, ran):
+    from databricks.sdk.service.jobs import RunResultState
+
     job = deployed(client, jobs["support-stages"])
     waiter = client.jobs.run_now(job, job_parameters={"run": "20261128-1"}, idempotency_token="k1")
     done = waiter.result(timeout=timedelta(minutes=1))
-    assert done.state.result_state is sdk.RunResultState.SUCCESS
+    assert done.state.result_state is RunResultState.SUCCESS
     common = ["--recipe", "/files/recipe.yaml", "--set", "ingest.min_new_examples=5"]
     assert ran == [
         ["step", "validate", "--run", "20261128-1", *common],
@@ -328,6 +334,8 @@ def test_a_run_whose_start_was_answered_by_an_error_is_started_once(client, work
 
 
 def test_an_orchestrators_command_line_replaces_that_of_the_single_stage(client, jobs, ran):
+    from databricks.sdk.errors import BadRequest
+
     job = deployed(client, jobs["support-stage"])
     line = ["step", "prepare", "--run", "r1", "--recipe", "/files/recipe.yaml"]
     client.jobs.run_now(job, python_params=line).result(timeout=timedelta(minutes=1))
@@ -341,6 +349,8 @@ def test_an_orchestrators_command_line_replaces_that_of_the_single_stage(client,
 
 @pytest.mark.parametrize("state", ["INTERNAL_ERROR", "BEYOND_THIS_SDK"])
 def test_a_run_that_databricks_lost_is_no_success(client, workspace, jobs, state):
+    from databricks.sdk.errors import OperationFailed
+
     job = deployed(client, jobs["support-data"])
     lost_it = {"life_cycle_state": state, "state_message": "Cluster terminated"}
     workspace.ends = [lost_it] * 1_000

@@ -37,6 +37,14 @@ def call(capfd, *words):
     return json.loads(capfd.readouterr().out.splitlines()[-1])
 
 
+def exit_code(*words):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["penstock", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return ended.value.code
+
+
 def step(capfd, recipe, stage, key="k", *more):
     return call(capfd, "step", stage, "--key", key, "--task", "--recipe", str(recipe), *more)
 
@@ -130,17 +138,12 @@ def test_data_that_break_the_contract_are_no_reason_to_try_again(capfd, recipe):
 def test_without_task_broken_data_have_an_exit_code_of_their_own(recipe):
     tree = yaml.safe_load(recipe.read_text()) | {"validate": {"max_bad_rows": 0.0, "range": {}}}
     recipe.write_text(yaml.safe_dump(tree))
-    done = subprocess.run(
-        [sys.executable, "-m", "penstock.cli", "run", "-r", recipe], capture_output=True
-    )
-    assert done.returncode == 5
+    assert exit_code("run", "-r", str(recipe)) == 5
 
 
 @pytest.mark.parametrize("words", [[], ["--key", "a", "--run", "b"], ["--key", "two words"]])
 def test_which_run_is_meant_must_be_said_once(recipe, words):
-    command = [sys.executable, "-m", "penstock.cli", "step", "ingest", "-r", recipe, *words]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
+    assert exit_code("step", "ingest", "-r", str(recipe), *words) == 2
     assert runs(recipe) == []
 
 

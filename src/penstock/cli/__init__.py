@@ -85,8 +85,6 @@ def main() -> None:
     """Run the command line; a user's mistake ends in words, never in a traceback."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from sqlalchemy.exc import SQLAlchemyError
-
     try:
         app()
     except SystemExit as end:
@@ -96,9 +94,17 @@ def main() -> None:
     except PenstockError as error:
         _complain(error.message, error.hint)
         sys.exit(error.exit_code)
-    except SQLAlchemyError as error:
+    except Exception as error:
+        if not _is_of_the_database(error):
+            raise
         _complain(f"The ledger failed: {str(error).splitlines()[0]}", "Check the database.")
         sys.exit(LedgerError.exit_code)
+
+
+def _is_of_the_database(error: Exception) -> bool:
+    """Whether SQLAlchemy raised it; not imported only to ask, which takes longer than help."""
+    sqlalchemy = sys.modules.get("sqlalchemy.exc")
+    return sqlalchemy is not None and isinstance(error, sqlalchemy.SQLAlchemyError)
 
 
 @app.callback(invoke_without_command=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+import scipy  # whose parts load when they are first used
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
 
 from penstock.errors import EvaluationError
 
@@ -82,7 +82,9 @@ def cohen_kappa(table: ArrayLike, confidence: float = 0.95) -> Kappa:
     widened = (counts + np.outer(shares.sum(1), shares.sum(0))) / (num_items + 1)
     centre = _kappa(widened)
     assert centre is not None  # its margins are those of the table
-    reach = float(norm.ppf((1 + confidence) / 2)) * _standard_error(widened, num_items + 1)
+    reach = float(scipy.special.ndtri((1 + confidence) / 2)) * _standard_error(
+        widened, num_items + 1
+    )
     return Kappa(value, max(centre - reach, -1.0), min(centre + reach, 1.0), int(num_items))
 
 

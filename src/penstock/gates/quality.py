@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from scipy.stats import binomtest, fisher_exact
+import scipy  # whose parts load when they are first used
 
 # The first look at a version, and what it takes of the one before.
 FIRST_LOOK = 50
@@ -33,7 +33,7 @@ class GoodShare:
         each = list(marks)
         if not each:
             return cls(0, 0, 0.0, 1.0)
-        limits = binomtest(sum(each), len(each)).proportion_ci(method="wilson")
+        limits = scipy.stats.binomtest(sum(each), len(each)).proportion_ci(method="wilson")
         return cls(sum(each), len(each), float(limits.low), float(limits.high))
 
     @property
@@ -64,7 +64,7 @@ class Preference:
         each = list(scores)
         wins = sum(both == (1.0, 1.0) for both in each)
         losses = sum(both == (0.0, 0.0) for both in each)
-        p = float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+        p = float(scipy.stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
         return cls(wins, losses, len(each) - wins - losses, p)
 
 
@@ -87,4 +87,4 @@ def looks(num: int, alpha: float) -> Iterator[tuple[int, float]]:
 def worse_p(before: GoodShare, after: GoodShare) -> float:
     """One-sided p-value of "fewer are good than before" (Fisher's exact test)."""
     table = [[side.good, side.num - side.good] for side in (after, before)]
-    return float(fisher_exact(table, alternative="less").pvalue)
+    return float(scipy.stats.fisher_exact(table, alternative="less").pvalue)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import polars as pl
-
 from penstock.transforms import pii
 
 _PLACEHOLDER = "[{kind}]"
@@ -30,6 +28,8 @@ def redacted_all(texts: Sequence[str]) -> list[str]:
     Returns:
         As many texts in the same order. Redacting them again changes nothing.
     """
+    import polars as pl
+
     column = pl.Series([storable(text) for text in texts], dtype=pl.String)
     clean, _ = pii.redact(column, pii.KINDS, _PLACEHOLDER)
     return clean.to_list()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import polars as pl
 import pyarrow as pa
 from pydantic import Field
 
 from penstock.sources.base import AnyOptions, Options
 from penstock.transforms.base import REMOVED_SCHEMA, Outcome, require_text
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x{9f}]"  # Unicode's Cc, but for \t and \n
 
@@ -51,6 +53,8 @@ class Normalise:
 
 
 def _normalised(text: pa.ChunkedArray) -> pa.Array:
+    import polars as pl
+
     series = pl.Series(text, dtype=pl.String)
     series = series.str.replace_all(r"\r\n?", "\n").str.replace_all(_CONTROL, "")
     clean = (

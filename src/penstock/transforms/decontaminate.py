@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
@@ -26,6 +25,9 @@ from penstock.transforms.base import (
     require_columns,
 )
 from penstock.transforms.words import Numbers, Places, Words, joined, pieces, words_of
+
+if TYPE_CHECKING:
+    import polars as pl
 
 # Enough to recognise an item by; a passage of pages would fill the ledger.
 EVIDENCE_CHARACTERS = 300
@@ -95,6 +97,8 @@ class Decontaminate:
 
     def _shared(self, words: Words) -> list[str | None]:
         """For each text the first passage it has in common with an item, if any."""
+        import polars as pl
+
         out: list[str | None] = [None] * len(words.counts)
         hits = [index.hits(words) for index in self._indices]
         if not hits:
@@ -136,6 +140,8 @@ class _Index:
 
     def hits(self, words: Words) -> pl.DataFrame:
         """Where the texts have one of the runs."""
+        import polars as pl
+
         grams, places = words.grams(self.length)
         near = np.minimum(np.searchsorted(self.grams, grams), len(self.grams) - 1)
         same = self.grams[near] == grams
@@ -153,6 +159,8 @@ def _indexed(
     items: Iterable[Item], options: DecontaminateOptions
 ) -> tuple[list[str], list[_Index], int]:
     """The items' names, their runs of words by length, and how many are too short to have any."""
+    import polars as pl
+
     listed = list(items)
     texts = pl.Series([text for item in listed for text in item.texts], dtype=pl.String)
     owners = np.repeat(np.arange(len(listed)), [len(item.texts) for item in listed])

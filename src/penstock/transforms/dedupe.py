@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import polars as pl
 import pyarrow as pa
 from pydantic import Field
 
@@ -45,6 +44,8 @@ class ExactDedupe:
 
     def keep(self, rows: pa.Table) -> Outcome:
         """Keep each key's first row; the ledger names it for the others."""
+        import polars as pl
+
         keys = pl.DataFrame(
             {"key": pl.Series(rows[KEY].cast(pa.binary())), "id": pl.Series(rows[ROW_ID])}
         ).with_columns(

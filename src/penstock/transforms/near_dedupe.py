@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
@@ -269,6 +268,8 @@ def _smallest(hashes: npt.NDArray[np.uint64], counts: _Places) -> pa.Array:
 
 
 def _rounded(similarity: pa.ChunkedArray) -> pa.ChunkedArray:
+    import polars as pl
+
     return pl.Series(similarity).round(2).cast(pl.String).to_arrow()
 
 

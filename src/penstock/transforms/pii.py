@@ -14,8 +14,11 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import polars as pl
+if TYPE_CHECKING:
+    import polars as pl
+
 
 Spans = Callable[[str], Iterator[tuple[int, int]]]
 
@@ -241,6 +244,8 @@ def redact(
     Returns:
         The text, and for each kind that was found how often by row.
     """
+    import polars as pl
+
     counts: dict[str, pl.Series] = {}
     for kind in kinds:
         rows = text.str.contains(kind.pattern).fill_null(False).arg_true()
@@ -256,6 +261,8 @@ def redact(
 
 def _replaced(text: pl.Series, kind: Kind, mark: str) -> tuple[pl.Series, pl.Series]:
     """Texts that may hold some of a kind: without them, and how many there were."""
+    import polars as pl
+
     if kind.spans is None:
         found = text.str.count_matches(kind.pattern).cast(pl.Int32)
         # A dollar sign means a group to Rust's engine, where it is not doubled.

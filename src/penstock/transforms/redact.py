@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AfterValidator, Field, model_validator
@@ -20,6 +19,9 @@ from penstock.transforms.base import (
     removed_rows,
     require_text,
 )
+
+if TYPE_CHECKING:
+    import polars as pl
 
 # The column that says how many of each kind a row held, and its type.
 REDACTED = "redacted"
@@ -52,6 +54,8 @@ class RedactOptions(Options):
 
     @model_validator(mode="after")
     def _fits(self) -> RedactOptions:
+        import polars as pl
+
         for kind in self.remove:
             if kind not in self.kinds:
                 raise ValueError(f"remove: {kind!r} is not among kinds")
@@ -103,6 +107,8 @@ class Redact:
         return [kind for kind in pii.KINDS if kind.name in self._options.kinds]
 
     def _redacted(self, rows: pa.Table, column: str) -> tuple[pa.Table, dict[str, pl.Series]]:
+        import polars as pl
+
         index = rows.schema.get_field_index(column)
         field = rows.schema.field(index)
         text = pl.Series(rows[column], dtype=pl.String)
@@ -111,6 +117,8 @@ class Redact:
 
     def _without_removed(self, rows: pa.Table, counts: dict[tuple[str, str], pl.Series]) -> Outcome:
         """Set rows apart by the first kind found; the evidence says where, never what."""
+        import polars as pl
+
         gone = pl.zeros(rows.num_rows, pl.Boolean, eager=True)
         removed = [REMOVED_SCHEMA.empty_table()]
         for kind in self._kinds:
@@ -129,6 +137,8 @@ class Redact:
 
 def _counts_so_far(rows: pa.Table) -> dict[str, pl.Series]:
     """Zeros, or what an earlier ``redact`` has counted on these rows."""
+    import polars as pl
+
     if REDACTED not in rows.schema.names:
         none = pl.zeros(rows.num_rows, pl.Int32, eager=True)
         return dict.fromkeys(pii.NAMES, none)

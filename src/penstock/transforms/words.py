@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    import polars as pl
 
 Numbers = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
@@ -83,6 +86,8 @@ class Words:
 
 def joined(rows: pa.Table, columns: tuple[str, ...]) -> pl.Series:
     """The text of several columns; null has none."""
+    import polars as pl
+
     frame = pl.DataFrame({name: pl.Series(rows[name], dtype=pl.String) for name in columns})
     return frame.select(pl.concat_str(pl.all(), separator="\n", ignore_nulls=True)).to_series()
 
@@ -100,6 +105,8 @@ def pieces(texts: pl.Series) -> Iterator[pl.Series]:
 
 def words_of(texts: pl.Series) -> Words:
     """Read the words of ``texts``, shape (num_texts,); null has none."""
+    import polars as pl
+
     plain = _plain(texts.fill_null("")) + "\n"
     lengths = plain.str.len_bytes().to_numpy().astype(np.int64)
     text = b"".join(plain.cast(pl.Binary).to_list())
