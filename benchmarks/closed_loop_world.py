@@ -22,7 +22,7 @@ from penstock.serving.server import BackgroundServer
 
 WINDOW_S = 3600.0
 OLD = ("cup", "fork", "plate", "spoon", "bowl", "knife", "glass", "jug")
-NEW = ("invoice", "contract", "receipt", "passport", "letter", "stamp", "folder", "licence")
+NEW = ("pen", "map", "key", "bag", "hat", "tie", "cap", "ring")
 PLACES = ("red", "blue", "green", "black")
 ASKED = ("Where is the {}? Ticket {}.", "Please find the {} for me, ticket {}.")
 SHARE_OF_NEW = 0.8
@@ -32,7 +32,7 @@ RECIPE: dict[str, Any] = {
     "store": "store",
     "sources": {
         "rows": {"type": "files", "paths": ["data/*.jsonl"]},
-        "users": {"type": "requests", "store": "store", "max_rows_per_rater": 30},
+        "users": {"type": "requests", "store": "store", "max_rows_per_rater": 60},
     },
     "ingest": {"min_new_examples": 30},
     "validate": {"range": {}, "max_bad_rows": 0.05},

@@ -1,5 +1,6 @@
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import postgres
+from fork_server import ForkServer
 from penstock.ledger import Ledger
 
 _ALL_SLOW = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow\b", re.MULTILINE)
@@ -66,6 +68,17 @@ def postgres_server():
         yield running
     finally:
         server.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def penstock_program():
+    """A program that is `penstock` without the seconds of its imports."""
+    with tempfile.TemporaryDirectory(prefix="penstock-") as folder:  # a socket's path is short
+        server = ForkServer(Path(folder))
+        try:
+            yield server.penstock
+        finally:
+            server.close()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
