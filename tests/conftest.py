@@ -1,6 +1,7 @@
 import functools
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import typer.testing
 sys.path.insert(0, str(Path(__file__).parent))
 
 import postgres
+from fork_server import ForkServer
 from penstock.ledger import Ledger
 
 # Built once in a test process: seventy commands take a tenth of a second, at each of many calls.
@@ -72,6 +74,17 @@ def postgres_server():
         yield running
     finally:
         server.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def penstock_program():
+    """A program that is `penstock` without the seconds of its imports."""
+    with tempfile.TemporaryDirectory(prefix="penstock-") as folder:  # a socket's path is short
+        server = ForkServer(Path(folder))
+        try:
+            yield server.penstock
+        finally:
+            server.close()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])

@@ -1,4 +1,7 @@
-"""Run by Dagster's own Python: a file's job in this process, or its sensor once, as JSON."""
+"""Run by Dagster's own Python: a file's job in this process, or its sensor once.
+
+Reads what is wanted as JSON lines, and answers each with one.
+"""
 
 import json
 import runpy
@@ -43,4 +46,5 @@ def main(file, wanted):
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], json.loads(sys.argv[2]))))
+    for line in sys.stdin:
+        print(json.dumps(main(sys.argv[1], json.loads(line))), flush=True)

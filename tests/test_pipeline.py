@@ -2,7 +2,6 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -42,7 +41,7 @@ def quiet():
 
 
 @pytest.fixture(scope="module")
-def one_version(tmp_path_factory):
+def one_version(tmp_path_factory, run_alone):
     """A project whose first model serves. Not to be changed: take a copy."""
     folder = tmp_path_factory.mktemp("one") / "project"
     tiny_project.write_project(folder)
@@ -90,24 +89,34 @@ def came_to(report):
     return {record.stage: record.outcome for record in report.stages}
 
 
-def penstock(folder, *arguments):
-    """Start the command line in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "penstock.cli", *arguments, "--recipe", "recipe.yaml"],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.fixture(scope="module")
+def penstock(penstock_program):
+    """Starts the command line in a process of its own."""
+
+    def start(folder, *arguments):
+        return subprocess.Popen(
+            [penstock_program, *arguments, "--recipe", "recipe.yaml"],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
 
 
-def run_alone(folder, *arguments):
-    """Run as users do, where no other test's OpenMP decides the last bit of a sum."""
-    process = penstock(folder, "run", *arguments)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    pipeline = opened(folder)
-    return pipeline.report(pipeline.ledger.runs("tiny")[0].id)
+@pytest.fixture(scope="module")
+def run_alone(penstock):
+    """Runs as users do, where no other test's OpenMP decides the last bit of a sum."""
+
+    def run(folder, *arguments):
+        process = penstock(folder, "run", *arguments)
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        pipeline = opened(folder)
+        return pipeline.report(pipeline.ledger.runs("tiny")[0].id)
+
+    return run
 
 
 def outcomes(**changed):
@@ -243,7 +252,7 @@ def test_a_run_cannot_start_after_a_stage_without_a_result(project):
         run(project, start="evaluate", train__learning_rate=0.02)
 
 
-def test_a_forced_stage_runs_again_and_changes_nothing(project):
+def test_a_forced_stage_runs_again_and_changes_nothing(project, run_alone):
     before = pointer(project)
     report = run_alone(project, "--force", "train")
     assert came_to(report) == outcomes(train="ran")
@@ -432,7 +441,7 @@ def test_a_rolled_back_version_is_not_promoted_again_by_an_unchanged_rerun(secon
         ("gate", "manifest.json", "deleted"),
     ],
 )
-def test_a_damaged_result_is_made_again(project, stage, name, damage):
+def test_a_damaged_result_is_made_again(project, stage, name, damage, run_alone):
     (path,) = (project / "store" / "artifacts" / stage).glob(f"*/{name}")
     content = path.read_bytes()
     path.unlink() if damage == "deleted" else path.write_bytes(content[:-7])
@@ -447,7 +456,7 @@ def test_a_damaged_result_is_made_again(project, stage, name, damage):
 
 
 def test_the_same_seed_makes_the_same_model_in_another_store_and_another_seed_does_not(
-    one_version, tmp_path
+    one_version, tmp_path, run_alone
 ):
     tiny_project.write_project(tmp_path / "again")
     wanted = first_report(one_version)
@@ -462,7 +471,7 @@ def test_the_same_seed_makes_the_same_model_in_another_store_and_another_seed_do
     )
 
 
-def test_two_runs_at_once_make_one_result(tmp_path):
+def test_two_runs_at_once_make_one_result(tmp_path, penstock):
     tiny_project.write_project(tmp_path / "project")
     both = [penstock(tmp_path / "project", "run") for _ in range(2)]
     said = [process.communicate(timeout=300)[0] for process in both]
@@ -478,7 +487,7 @@ def test_two_runs_at_once_make_one_result(tmp_path):
     assert not list((tmp_path / "project" / "store" / "staging").iterdir())
 
 
-def test_steps_in_processes_of_their_own_come_to_what_a_run_does(one_version, tmp_path):
+def test_steps_in_processes_of_their_own_come_to_what_a_run_does(one_version, tmp_path, penstock):
     folder = tmp_path / "project"
     tiny_project.write_project(folder, tasks=one_version / "tasks")
     run_id = opened(folder).start().id

@@ -11,7 +11,7 @@ here = pathlib.Path(__file__).parent
 name = sys.argv[2] if sys.argv[1] == "step" else sys.argv[1]
 with open(here / "calls", "a") as calls:
     calls.write(name + "\\n")
-command = [{python!r}, "-m", "penstock.cli", *sys.argv[1:]]
+command = [{penstock!r}, *sys.argv[1:]]
 if (here / f"kill-{{name}}").exists():
     (here / f"kill-{{name}}").unlink()
     subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -26,12 +26,17 @@ sys.exit(max(one.returncode for one in both))
 
 
 class Twice:
-    """The command, and what was asked of it."""
+    """The command, and what was asked of it.
 
-    def __init__(self, folder: Path):
+    Args:
+        folder: Where it is put.
+        penstock: The program that does what it is asked for.
+    """
+
+    def __init__(self, folder: Path, penstock: Path):
         self.folder = folder
         self.path = folder / "penstock"
-        self.path.write_text(_SCRIPT.format(python=sys.executable))
+        self.path.write_text(_SCRIPT.format(python=sys.executable, penstock=str(penstock)))
         self.path.chmod(self.path.stat().st_mode | stat.S_IXUSR)
 
     def double(self, on: bool) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from crash.watch import Outcome, Point, watched
+from fork_server import HEAVY
 
 STORE = "store"
 _QUIET = {
@@ -34,11 +35,6 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
 }
-_HEAVY = (
-    "datasets", "deltalake", "great_expectations", "lm_eval", "lm_eval.models.huggingface",
-    "mlflow.tracking", "penstock.pipeline", "penstock.models", "polars", "torch", "trl",
-    "trl.trainer.sft_trainer",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -216,7 +212,7 @@ def _result_of(item: dict[str, Any]) -> Result:
 
 
 def _warm_up() -> None:
-    _import(_HEAVY)
+    _import(HEAVY)
     threads = _threads()
     if threads:
         print(f"threads before the first fork: {threads}", file=sys.stderr)

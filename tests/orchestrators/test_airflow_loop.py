@@ -33,14 +33,13 @@ pytestmark = [
     pytest.mark.skipif(bool(airflow_server.missing()), reason=airflow_server.missing()),
 ]
 
-PENSTOCK = [sys.executable, "-m", "penstock.cli"]
 # Each command twice at once, as a tool that doubles tasks does; and where a file says so,
 # Airflow's own process for the task is killed in the middle.
 TWICE = """\
 #!{python}
 import os, pathlib, signal, subprocess, sys, time
 kill = pathlib.Path(__file__).parent / f"kill-{{sys.argv[2]}}"
-command = [{python!r}, "-m", "penstock.cli", *sys.argv[1:]]
+command = [{penstock!r}, *sys.argv[1:]]
 if kill.exists():
     kill.unlink()
     subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -111,13 +110,13 @@ def insist(recipe, key, conf):
 class World:
     """The servers, the recipes, and an Airflow that has read their DAGs."""
 
-    def __init__(self, folder, databricks, kubernetes, mail, hook):
+    def __init__(self, folder, penstock, databricks, kubernetes, mail, hook):
         self.databricks, self.kubernetes, self.mail, self.hook = databricks, kubernetes, mail, hook
         home = folder / "airflow"
         (home / "dags").mkdir(parents=True)
         self.dags = home / "dags"
         self.penstock = folder / "penstock"
-        self.penstock.write_text(TWICE.format(python=sys.executable))
+        self.penstock.write_text(TWICE.format(python=sys.executable, penstock=str(penstock)))
         self.penstock.chmod(self.penstock.stat().st_mode | stat.S_IXUSR)
         job = {"type": "databricks", "job_id": 7, "poll_s": 1}
         pod = {"type": "kubernetes", "image": "team/penstock:1", "connection": "cluster"}
@@ -169,11 +168,11 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, penstock_program):
     folder = tmp_path_factory.mktemp("world")
     with (
-        Databricks(PENSTOCK) as databricks,
-        Kubernetes(PENSTOCK) as kubernetes,
+        Databricks([penstock_program]) as databricks,
+        Kubernetes([penstock_program]) as kubernetes,
         MailServer() as mail,
         pytest.MonkeyPatch.context() as patch,
     ):
@@ -181,7 +180,7 @@ def world(tmp_path_factory):
         patch.setenv("PENSTOCK_AIRFLOW_PASSWORD", airflow_server.PASSWORD)
         made = World.__new__(World)
         try:
-            made.__init__(folder, databricks, kubernetes, mail, Hook())
+            made.__init__(folder, penstock_program, databricks, kubernetes, mail, Hook())
             yield made
         finally:
             made.airflow.stop()

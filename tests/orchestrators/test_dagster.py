@@ -46,11 +46,12 @@ pytestmark = [
 class World:
     """A project, its file for Dagster, and a Dagster home."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, penstock):
+        self._driver = None
         self.home = folder / "dagster"
         self.home.mkdir()
         (self.home / "dagster.yaml").write_text(INSTANCE)
-        self.twice = Twice(folder)
+        self.twice = Twice(folder, penstock)
         self.port = free_port()
         self.recipe = write_project(folder / "project")
         tree = yaml.safe_load(self.recipe.read_text())
@@ -81,15 +82,25 @@ class World:
 
     def drive(self, **wanted):
         """What the job or the sensor came to."""
-        done = subprocess.run(
-            [BIN / "python", DRIVER, self.file, json.dumps(wanted)],
-            capture_output=True,
-            text=True,
-            env=self.environment,
-            cwd=self.home,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(done.stdout.splitlines()[-1])
+        if self._driver is None:
+            self._driver = subprocess.Popen(
+                [BIN / "python", DRIVER, self.file],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=(self.home / "driver.txt").open("w"),
+                text=True,
+                env=self.environment,
+                cwd=self.home,
+            )
+        self._driver.stdin.write(json.dumps(wanted) + "\n")
+        self._driver.stdin.flush()
+        answer = self._driver.stdout.readline()
+        assert answer, (self.home / "driver.txt").read_text()[-3000:]
+        return json.loads(answer)
+
+    def close(self):
+        if self._driver is not None:
+            self._driver.communicate()
 
 
 def stages(run, kind):
@@ -111,8 +122,10 @@ def metadata(run, stage):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("dagster"))
+def world(tmp_path_factory, penstock_program):
+    made = World(tmp_path_factory.mktemp("dagster"), penstock_program)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -36,9 +36,9 @@ pytestmark = [
 class World:
     """A project, Prefect's server, and the process that serves the project's flow."""
 
-    def __init__(self, folder, stack):
+    def __init__(self, folder, stack, penstock):
         self.folder, self.stack = folder, stack
-        self.twice = Twice(folder)
+        self.twice = Twice(folder, penstock)
         port = free_port()
         self.url = f"http://127.0.0.1:{port}/api"
         self.recipe = write_project(folder / "project")
@@ -112,9 +112,9 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, penstock_program):
     with contextlib.ExitStack() as stack:
-        yield World(tmp_path_factory.mktemp("prefect"), stack)
+        yield World(tmp_path_factory.mktemp("prefect"), stack, penstock_program)
 
 
 @pytest.fixture(scope="module")

@@ -19,17 +19,17 @@ HOME = Path(__file__).parents[2]
 # As many as show that equal models are not worse by more than 0.02.
 NUM_ITEMS = 140
 # What setup-python and pip would leave: an environment whose programs are those of the tests.
-PYTHON = f"""#!/bin/bash
+PYTHON = """#!/bin/bash
 set -e
 if [ "$1 $2" = "-m venv" ]; then
   mkdir -p "$3/bin"
   cp "$0" "$3/bin/python"
-  printf '#!/bin/bash\\nexec {sys.executable} -m penstock.cli "$@"\\n' >"$3/bin/penstock"
+  printf '#!/bin/bash\\nexec {penstock} "$@"\\n' >"$3/bin/penstock"
   chmod +x "$3/bin/penstock"
 elif [ "$1 $2" = "-m pip" ]; then
   echo "$*" >>"$RUNNER_TEMP/pip.txt"
 else
-  exec {sys.executable} "$@"
+  exec {python} "$@"
 fi
 """
 
@@ -37,7 +37,7 @@ fi
 class Runner:
     """As much of a GitHub runner as the exported workflow needs."""
 
-    def __init__(self, folder, text, inputs, variables, secrets, lm_eval):
+    def __init__(self, folder, text, inputs, variables, secrets, lm_eval, penstock):
         self.job = yaml.safe_load(text)["jobs"]["evaluate"]
         self.folder = folder
         self.lm_eval = lm_eval
@@ -55,7 +55,8 @@ class Runner:
         self.said = {}
         (folder / "bin").mkdir(parents=True)
         self.temp.mkdir()
-        (folder / "bin" / "python").write_text(PYTHON)
+        program = PYTHON.format(python=sys.executable, penstock=penstock)
+        (folder / "bin" / "python").write_text(program)
         (folder / "bin" / "python").chmod(0o755)
 
     def run(self):
@@ -183,7 +184,7 @@ def workspace(tmp_path):
 
 
 @pytest.fixture
-def evaluate(mlflow, ledger_url, workspace, lm_eval, tmp_path):
+def evaluate(mlflow, ledger_url, workspace, lm_eval, penstock_program, tmp_path):
     """Runs the workflow for a version of a model."""
     text = workflow(
         WorkflowOptions(tasks=("which",), min={"which": 0.1}, task_dir="evaluation/tasks")
@@ -204,6 +205,7 @@ def evaluate(mlflow, ledger_url, workspace, lm_eval, tmp_path):
             },
             {"PENSTOCK_LEDGER": ledger_url},
             lm_eval,
+            penstock_program,
         )
         return runner.run(), runner
 

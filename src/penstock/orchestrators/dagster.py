@@ -28,6 +28,10 @@ from penstock.orchestrators.in_place import PASSED, Run, cron, in_place_flow, ve
 _ROOT_TAG = "dagster/root_run_id"
 _ASK_EVERY_S = 300
 _CHECKS = {LAST_OF_DATA: "contract", "gate": "gate"}
+# A step only waits for a command: a fork that has Dagster imported does, and saves each seconds.
+_EXECUTOR = dg.multiprocess_executor.configured(
+    {"start_method": {"forkserver": {"preload_modules": ["dagster", __name__]}}}
+)
 _ABOUT = {
     "ingest": "Rows as the sources have them.",
     "validate": "The rows that keep the contract.",
@@ -63,7 +67,11 @@ def build_definitions(recipe: Path | str) -> dg.Definitions:
     flow = in_place_flow(recipe, "Dagster")
     assets = [_asset(flow, task) for task in flow.tasks]
     job = dg.define_asset_job(
-        job_name(flow), dg.AssetSelection.assets(*assets), tags=_tags(flow), description=flow.name
+        job_name(flow),
+        dg.AssetSelection.assets(*assets),
+        tags=_tags(flow),
+        description=flow.name,
+        executor_def=_EXECUTOR,
     )
     starts = flow.settings.schedule
     return dg.Definitions(
