@@ -55,7 +55,7 @@ RECIPE: dict[str, Any] = {
         "epochs": 50,
         "max_steps": 260,
         "continue_epochs": 200,
-        "continue_max_steps": 500,
+        "continue_max_steps": 700,
         "batch_size": 32,
         "learning_rate": 0.004,
         "warmup_steps": 10,
@@ -87,7 +87,7 @@ RECIPE: dict[str, Any] = {
         },
         "retrain": {
             # A run needs something to learn: users go on correcting for some hours first.
-            "debounce_s": 12 * WINDOW_S,
+            "debounce_s": 16 * WINDOW_S,
             "cooldown_s": WINDOW_S,
             "max_failures": 2,
         },
