@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import tiny_project
 from penstock import quarantine
 from penstock.cli import app
-from penstock.errors import LedgerError
+from penstock.errors import InvalidRequest, LedgerError
 from penstock.explain import explain
 from penstock.lineage import trace
 from penstock.pipeline import open_pipeline
@@ -173,3 +173,9 @@ def test_the_lineage_of_a_response_that_was_not_logged_is_that_of_its_model(pipe
     found = trace(new_response_id("cmpl", digest), pipeline.ledger, pipeline.store)
     assert (found.request, found.opinions) == (None, ())
     assert found.sources
+
+
+@pytest.mark.parametrize("what", ["", "x", "chatcmpl-123", "chatcmpl-0123456789abcdef-" + "g" * 32])
+def test_the_lineage_of_what_is_no_response_id_is_refused_in_words(pipeline, what):
+    with pytest.raises(InvalidRequest, match="is not a response id"):
+        trace(what, pipeline.ledger, pipeline.store)

@@ -75,8 +75,8 @@ def trace(response_id: str, ledger: Ledger, store: Store) -> Lineage:
     Raises:
         LedgerError: It is not a response id, or names no model of this ledger.
     """
-    known = Traffic.of(store).known(response_id)
     found = ancestry(_model(response_id, ledger), ledger, store)
+    known = Traffic.of(store).known(response_id)
     return replace(found, response_id=response_id, request=known.request, opinions=known.opinions)
 
 
