@@ -295,6 +295,8 @@ def _sum_up(found: Sequence[Told], null: bool) -> None:
     delays = [one.windows_to_alarm for one in found if one.windows_to_alarm is not None]
     print(f"{sum(one.recovered for one in found)} of {len(found)} recovered by one retraining")
     print(f"hours to the alarm: {delays}; median {statistics.median(delays) if delays else '-'}")
+    after = sorted(one.quality_after for one in found)
+    print(f"right answers afterwards: median {statistics.median(after):.0%}, least {after[0]:.0%}")
     kept = sum(one.serves_after_poison == one.serves for one in found)
     print(f"{kept} of {len(found)} poisoned retrainings kept out")
 
