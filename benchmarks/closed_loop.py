@@ -223,7 +223,6 @@ def play(
             for _ in range(early):
                 made.hour(users, count, 0.0)
             done(f"{early} hours of old questions, {made.drift_alarms()} alarms")
-            told.quality_before = users.quality(NEW)
             share = SHARE_OF_NEW if shifted else 0.0
             for window in range(late):
                 decision = made.hour(users, count, share)
@@ -233,6 +232,7 @@ def play(
                     break
             while decision.why == "debounce":  # they go on asking and correcting
                 decision = made.hour(users, count, share)
+            told.quality_before = _share_right(users, NEW)
             made.settle(users, share)
             done(f"runs {made.outcomes}, version {made.serves} serves")
             users.wait_for(made.serves)
@@ -246,6 +246,12 @@ def play(
                 _poison(made, users, told, done)
     made.pipeline.ledger.close()
     return told
+
+
+def _share_right(users: Users, things: Sequence[str]) -> float:
+    """Of the answers so far: questions of ours would be seen as drift themselves."""
+    right = [was for thing, was in users.rated if thing in things]
+    return statistics.fmean(right) if right else 0.0
 
 
 def _poison(made: Play, users: Users, told: Told, done: Any) -> None:
@@ -265,13 +271,14 @@ def main() -> None:
     """Play it for some seeds, and print what came of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--null", action="store_true", help="users do not change")
     parser.add_argument("--json", type=Path, help="write what came of each seed there")
     chosen = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "GX_ANALYTICS_ENABLED": "false"}
     print(machine(), flush=True)
     found = []
-    for seed in range(1, chosen.seeds + 1):
+    for seed in range(chosen.first, chosen.first + chosen.seeds):
         with tempfile.TemporaryDirectory(prefix="penstock-closed-loop-") as folder:
             print(f"seed {seed}", flush=True)
             told = play(

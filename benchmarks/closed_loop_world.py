@@ -22,7 +22,7 @@ from penstock.serving.server import BackgroundServer
 
 WINDOW_S = 3600.0
 OLD = ("cup", "fork", "plate", "spoon", "bowl", "knife", "glass", "jug")
-NEW = ("pen", "map", "key", "bag", "hat", "tie", "cap", "ring")
+NEW = ("pen", "key", "disk", "lamp", "bolt", "glue", "wire", "fuse")
 PLACES = ("red", "blue", "green", "black")
 ASKED = ("Where is the {}? Ticket {}.", "Please find the {} for me, ticket {}.")
 SHARE_OF_NEW = 0.8
@@ -122,9 +122,13 @@ class Users:
     Args:
         server: Whom they ask.
         seed: Of what they ask.
+
+    Attributes:
+        rated: What they have asked for and scored, and whether the answer was right.
     """
 
     def __init__(self, server: BackgroundServer, seed: int) -> None:
+        self.rated: list[tuple[str, bool]] = []
         self._url = server.url
         self._chance = random.Random(f"users {seed}")
         self._client = httpx.Client(timeout=60)
@@ -166,6 +170,7 @@ class Users:
         thing, lot = asked
         name, answer = self._ask(thing, lot)
         right = place(thing)
+        self.rated.append((thing, answer == right))
         said: dict[str, Any] = {"score": float(answer == right), "rater": f"user {lot * 40:.0f}"}
         self._say(name, said if answer == right else said | {"correction": right})
 
@@ -199,7 +204,7 @@ class Users:
 
 def question(thing: str, lot: float) -> str:
     """How somebody asks for a thing; ``lot`` in [0, 1) says how."""
-    return ASKED[int(lot * 1000) % len(ASKED)].format(thing, int(lot * 90_000) + 10_000)
+    return ASKED[int(lot * 1000) % len(ASKED)].format(thing, int(lot * 900) + 100)
 
 
 def answer_of(thing: str, at: int) -> str:
