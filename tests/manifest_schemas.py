@@ -1,9 +1,9 @@
 """Strict checks of manifests: Kubernetes' own kinds, and those that operators bring.
 
-Kubernetes' kinds are checked by kubernetes-validate, which has the schemas of its releases.
-For operators' kinds no such package exists for all of them, so their fields are written down
-here, by the API references of KubeRay 1.6 (ray.io/v1) and of prometheus-operator 0.95
-(monitoring.coreos.com/v1), both Apache-2.0. What is Kubernetes' own in them, such as pod
+Kubernetes' kinds are checked by kubernetes-validate, which has the schemas of its releases,
+and those of Prometheus' operator by models that cloudcoil has generated from the operator's
+own definitions. KubeRay's are in no package, so their fields are written down here, by the API
+reference of KubeRay 1.6 (ray.io/v1, Apache-2.0); what is Kubernetes' own in them, such as pod
 templates, is checked by Kubernetes' own schemas. Unknown fields are refused everywhere.
 """
 
@@ -11,6 +11,7 @@ import functools
 
 import jsonschema
 import kubernetes_validate
+import pydantic
 import referencing
 from kubernetes_validate import utils
 
@@ -20,11 +21,14 @@ VERSIONS = ("1.30", utils.latest_version())
 
 def check(manifest):
     """Raise ``ValidationError`` unless the manifest is one."""
-    if manifest["apiVersion"].partition("/")[0] in ("ray.io", "monitoring.coreos.com"):
-        _check_custom(manifest)
-        return
-    for version in VERSIONS:
-        utils.validate(manifest, version, strict=True)
+    group = manifest["apiVersion"].partition("/")[0]
+    if group == "ray.io":
+        _validator(manifest["kind"]).validate(manifest)
+    elif group == "monitoring.coreos.com":
+        _check_monitoring(manifest)
+    else:
+        for version in VERSIONS:
+            utils.validate(manifest, version, strict=True)
 
 
 # Each call would parse 2 MB of definitions.
@@ -60,8 +64,6 @@ TEXT, COUNT, NUMBER, YES = (
     {"type": "boolean"},
 )
 TEXTS = {"type": "object", "additionalProperties": TEXT}
-# Prometheus' own way to write a duration.
-DURATION = {"type": "string", "pattern": r"^(0|([0-9]+(ms|[smhdwy]))+)$"}
 
 
 def _list(of):
@@ -175,70 +177,9 @@ def _ray_job():
     return _kind("ray.io/v1", "RayJob", _object(fields))
 
 
-def _service_monitor():
-    relabeling = {
-        "action": TEXT,
-        "regex": TEXT,
-        "replacement": TEXT,
-        "separator": TEXT,
-        "sourceLabels": _list(TEXT),
-        "targetLabel": TEXT,
-        "modulus": COUNT,
-    }
-    endpoint = {
-        "relabelings": _list(_object(relabeling)),
-        "metricRelabelings": _list(_object(relabeling)),
-        "port": TEXT,
-        "targetPort": {"type": ["string", "integer"]},
-        "path": TEXT,
-        "scheme": {"enum": ["http", "https"]},
-        "interval": DURATION,
-        "scrapeTimeout": DURATION,
-        "honorLabels": YES,
-        "honorTimestamps": YES,
-    }
-    namespaces = {"any": YES, "matchNames": _list(TEXT)}
-    fields = {
-        "endpoints": _list(_object(endpoint)),
-        "jobLabel": TEXT,
-        "namespaceSelector": _object(namespaces),
-        "podTargetLabels": _list(TEXT),
-        "sampleLimit": COUNT,
-        "selector": _core("apimachinery.pkg.apis.meta.v1.LabelSelector"),
-        "targetLabels": _list(TEXT),
-    }
-    spec = _object(fields, ["endpoints", "selector"])
-    return _kind("monitoring.coreos.com/v1", "ServiceMonitor", spec)
-
-
-def _prometheus_rule():
-    rule = {
-        "alert": TEXT,
-        "record": TEXT,
-        "expr": {"type": ["string", "integer"]},
-        "for": DURATION,
-        "keep_firing_for": DURATION,
-        "labels": TEXTS,
-        "annotations": TEXTS,
-    }
-    group = {
-        "name": {"type": "string", "minLength": 1},
-        "interval": DURATION,
-        "query_offset": DURATION,
-        "limit": COUNT,
-        "labels": TEXTS,
-        "partial_response_strategy": {"type": "string", "pattern": "^(?i:|abort|warn)$"},
-        "rules": _list(_object(rule, ["expr"])),
-    }
-    spec = _object({"groups": _list(_object(group, ["name"]))})
-    return _kind("monitoring.coreos.com/v1", "PrometheusRule", spec)
-
-
 _KINDS = {
     "RayService": _ray_service,
     "RayJob": _ray_job,
-    "ServiceMonitor": _service_monitor,
-    "PrometheusRule": _prometheus_rule,
 }
 
 
@@ -250,5 +191,17 @@ def _validator(kind):
     return jsonschema.Draft202012Validator(_KINDS[kind](), registry=registry)
 
 
-def _check_custom(manifest):
-    _validator(manifest["kind"]).validate(manifest)
+def _check_monitoring(manifest):
+    from cloudcoil.models.prometheus_operator import v1  # 4 MB of models
+
+    model = getattr(v1, manifest["kind"], None)
+    if model is None:
+        raise SchemaNotFoundError(manifest["kind"], "v1", "prometheus-operator")
+    try:
+        read = model.model_validate(manifest)
+    except pydantic.ValidationError as error:
+        raise ValidationError(str(error)) from error
+    # A model leaves out what it does not know.
+    known = read.model_dump(by_alias=True, exclude_unset=True, mode="json")
+    if known != manifest:
+        raise ValidationError(f"unknown fields: {manifest} is read as {known}")
