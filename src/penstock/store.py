@@ -128,9 +128,12 @@ class Store:
         part = folder / f".{uuid.uuid4()}"
         with store_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            part.write_text(text, encoding="utf-8")
-            # Of two who write at once, one page stands whole.
-            os.replace(part, folder / name)
+            try:
+                part.write_text(text, encoding="utf-8")
+                # Of two who write at once, one page stands whole.
+                os.replace(part, folder / name)
+            finally:
+                part.unlink(missing_ok=True)  # of a full disk
         return self.url(f"pages/{name}")
 
     def stage_folder(self, stage: str, print_: str) -> Path:
