@@ -83,7 +83,6 @@ RECIPE: dict[str, Any] = {
             "min_rows": 24,
             "max_rows": 60,
             "columns": ["input"],
-            "false_alarms": {"chance": 0.05, "windows": 10},
         },
         "retrain": {
             # A run needs something to learn: users go on correcting for some hours first.
