@@ -55,7 +55,7 @@ RECIPE: dict[str, Any] = {
         "epochs": 50,
         "max_steps": 260,
         "continue_epochs": 200,
-        "continue_max_steps": 700,
+        "continue_max_steps": 1000,
         "batch_size": 32,
         "learning_rate": 0.004,
         "warmup_steps": 10,
