@@ -1,8 +1,11 @@
 """``penstock judge``: what is printed, for people and for machines, and what comes of mistakes."""
 
 import json
+import math
 
+import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from judge_world import BAD, GOOD, World, fair, judging
@@ -79,9 +82,11 @@ def test_a_judge_that_is_down_is_an_error_and_not_a_traceback(world, penstock):
         penstock("run", "--set", "observe.judge.base_url=http://127.0.0.1:9/v1")
 
 
-def test_json_is_for_a_run_that_ends(penstock):
+def test_what_needs_a_run_that_ends_or_goes_on_says_so(penstock):
     with pytest.raises(RecipeError, match="--json"):
         penstock("run", "--json", "--every-s", "5")
+    with pytest.raises(RecipeError, match="--metrics-port"):
+        penstock("run", "--metrics-port", "9091")
 
 
 def test_a_recipe_without_a_judge_says_what_to_set(penstock):
@@ -111,3 +116,27 @@ def test_a_run_that_goes_on_waits_out_an_outage(world, server, monkeypatch):
         server.fail = fair
     assert told[0].startswith("Not judged: The judge does not answer")
     assert told[1] == "1 verdicts."
+
+
+def test_a_run_that_goes_on_shows_prometheus_the_share_of_good_answers(world, monkeypatch):
+    from penstock.cli import judge as commands
+
+    told, seen = [], []
+    monkeypatch.setattr("penstock.printing.note", told.append)
+    world.answer([GOOD, GOOD, GOOD, BAD])
+
+    def sleep(seconds):
+        page = httpx.get(told[0].removeprefix("Metrics: ")).text
+        for family in text_string_to_metric_families(page):
+            seen.extend((one.name, one.labels, one.value) for one in family.samples)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands.time, "sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        commands.judge_run(every_s=1, metrics_port=0, recipe=world.path)
+    assert ("penstock_judge_good_ratio", {"version": "1"}, 0.75) in seen
+    assert ("penstock_judge_answers", {"version": "1"}, 4.0) in seen
+    assert ("penstock_judge_questions_today", {}, 4.0) in seen
+    assert ("penstock_judge_counts", {}, 0.0) in seen
+    (kappa,) = [value for name, _, value in seen if name == "penstock_judge_kappa"]
+    assert math.isnan(kappa)  # nobody has scored an answer

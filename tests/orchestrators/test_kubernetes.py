@@ -459,7 +459,11 @@ def test_what_looks_at_traffic_stands_where_the_recipe_has_it_and_has_its_keys(e
         for name in ("drift", "judge", "scores")
     )
     assert words(drift)[:4] == ["penstock", "drift", "--every-s", "300"]
-    assert drift["ports"] == [{"name": "metrics", "containerPort": 9091}]
+    assert words(judge)[:5] == ["penstock", "judge", "run", "--every-s", "600"]
+    for measured in (drift, judge):
+        told = words(measured)[words(measured).index("--metrics-host") :]
+        assert told[:4] == ["--metrics-host", "0.0.0.0", "--metrics-port", "9091"]
+        assert measured["ports"] == [{"name": "metrics", "containerPort": 9091}]
     assert "JUDGE_KEY" in environment(judge)
     assert "LANGFUSE_SECRET_KEY" in environment(scores)
     assert "JUDGE_KEY" not in environment(drift).keys() | environment(scores).keys()
@@ -517,7 +521,7 @@ def test_the_collector_takes_what_the_gateway_sends_and_passes_it_on_with_its_ow
 
 def test_series_have_the_label_that_the_rules_ask_for(exports):
     files = exports["everything"]
-    for name in ("support-gateway", "support-drift"):
+    for name in ("support-gateway", "support-drift", "support-judge"):
         monitor = one(files, "ServiceMonitor", name)["spec"]
         service = one(files, "Service", name)
         assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()

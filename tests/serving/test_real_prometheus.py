@@ -16,16 +16,22 @@ from doubles import Pointer, free_port, model, served, wait_until
 
 from penstock.errors import LedgerError
 from penstock.exported import write_files
+from penstock.gates.agreement import calibrate
+from penstock.gates.quality import GoodShare
 from penstock.gates.stream_alarm import Moment
 from penstock.ledger import Ledger, ModelVersion
 from penstock.ledger.accounts import Accounts
 from penstock.ledger.alarms import Alarm, Alarms, AlarmState
 from penstock.ledger.api_keys import ApiKey, ApiKeys
 from penstock.ledger.drift_records import DriftRecord
+from penstock.ledger.judge_budget import Spent
 from penstock.monitoring import project_metrics
 from penstock.monitoring.dashboards import boards
 from penstock.monitoring.drift import Judged, Status
 from penstock.monitoring.drift_metrics import DriftMetrics
+from penstock.monitoring.judge_metrics import JudgeMetrics
+from penstock.monitoring.judge_report import Status as JudgeStatus
+from penstock.monitoring.judge_standing import Raters
 from penstock.monitoring.metrics import IngestMetrics, MetricsServer, ServingMetrics
 from penstock.monitoring.project_metrics import ProjectMetrics
 from penstock.monitoring.prometheus_files import Addresses, prometheus_files
@@ -122,9 +128,11 @@ def world(tmp_path_factory, fake_folders):
         server.wait_ready(30)
         ingest = MetricsServer(ingested(), "127.0.0.1", 0)
         drift = stack.enter_context(contextlib.closing(MetricsServer(drifting(), "127.0.0.1", 0)))
+        judge = stack.enter_context(contextlib.closing(MetricsServer(judging(), "127.0.0.1", 0)))
+        shown = (server.metrics_url, ingest.url, drift.url, judge.url)
         at = Addresses.of(
             recipe,
-            tuple(url.split("/")[2] for url in (server.metrics_url, ingest.url, drift.url)),
+            tuple(url.split("/")[2] for url in shown),
             server.url,
             alertmanager=f"127.0.0.1:{alertmanager_port}",
         )
@@ -190,6 +198,16 @@ def drifting():
     metrics = DriftMetrics()
     status = Status("demo", 1, 0.0, 7300.0, (), (Judged(record, moment),))
     metrics.show(status, time.time())
+    return metrics
+
+
+def judging():
+    """What `penstock judge run` shows of one version."""
+    agree = calibrate([[18, 2], [1, 29]], min_labels=20, min_kappa=0.4)
+    good = GoodShare.of([True] * 40 + [False] * 10)
+    raters = Raters(0.8, 20, 5)
+    metrics = JudgeMetrics()
+    metrics.show(JudgeStatus(50, 1, Spent(51, 10**8), agree, 0, {1: good}, raters, None), 1.0)
     return metrics
 
 

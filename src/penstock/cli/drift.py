@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.cli.options import DEFAULT, Json, Page, RecipePath, Set, write_page
+from penstock.cli.options import (
+    DEFAULT,
+    Json,
+    MetricsHost,
+    MetricsPort,
+    Page,
+    RecipePath,
+    Set,
+    showing,
+    write_page,
+)
 
 if TYPE_CHECKING:
     from penstock.monitoring.drift import DriftWatch, Status
-    from penstock.monitoring.drift_metrics import DriftMetrics
-    from penstock.monitoring.metrics import MetricsServer
     from penstock.project import Project
 
 app = typer.Typer()
@@ -31,12 +39,8 @@ def drift(
     every_s: Annotated[
         float | None, typer.Option(min=1, help="Go on, and look again so often, in seconds.")
     ] = None,
-    metrics_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="With --every-s: for Prometheus.")
-    ] = None,
-    metrics_host: Annotated[
-        str, typer.Option(help="The address of --metrics-port; 0.0.0.0 in a pod.")
-    ] = "127.0.0.1",
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
     recipe: RecipePath = DEFAULT,
     set_: Set = None,
     json_: Json = False,
@@ -97,10 +101,8 @@ def _follow(project: Project, every_s: float, host: str, port: int | None) -> No
     from penstock.monitoring.drift_metrics import DriftMetrics
     from penstock.monitoring.drift_report import headline
 
-    metrics = DriftMetrics()
-    server = _metrics_server(metrics, host, port)
-    said, embedding = "", None
-    try:
+    metrics, said, embedding = DriftMetrics(), "", None
+    with showing(metrics, host, port):
         while True:
             try:
                 watch = DriftWatch(*project, embedding=embedding)
@@ -114,17 +116,3 @@ def _follow(project: Project, every_s: float, host: str, port: int | None) -> No
                 printing.note(line)
             said = line
             time.sleep(every_s)
-    finally:
-        if server is not None:
-            server.close()
-
-
-def _metrics_server(metrics: DriftMetrics, host: str, port: int | None) -> MetricsServer | None:
-    if port is None:
-        return None
-    from penstock import printing
-    from penstock.monitoring.metrics import MetricsServer
-
-    server = MetricsServer(metrics, host, port, "--metrics-port")
-    printing.note(f"Metrics: {server.url}")
-    return server

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from penstock.cli.options import DEFAULT, Json, RecipePath, Set, overrides_of
+from penstock.cli.options import (
+    DEFAULT,
+    Json,
+    MetricsHost,
+    MetricsPort,
+    RecipePath,
+    Set,
+    overrides_of,
+    showing,
+)
 
 if TYPE_CHECKING:
     from penstock.monitoring.judge import Judge
@@ -23,6 +32,8 @@ def judge_run(
     every_s: Annotated[
         float | None, typer.Option(min=1, help="Go on, and look again so often, in seconds.")
     ] = None,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
     recipe: RecipePath = DEFAULT,
     set_: Set = None,
     json_: Json = False,
@@ -33,9 +44,11 @@ def judge_run(
 
     if every_s is not None and json_:
         raise RecipeError("--json is for a run that ends.", "Leave out --every-s.")
+    if metrics_port is not None and every_s is None:
+        raise RecipeError("--metrics-port is for a judge that goes on.", "Add --every-s 600.")
     judge = _opened(recipe, set_)
     if every_s is not None:
-        _follow(judge, every_s)
+        _follow(judge, every_s, metrics_host, metrics_port)
         return
     outcome = _run(judge)
     if json_:
@@ -109,19 +122,23 @@ def _say(outcome: Outcome) -> None:
     printing.note(outcome_words(outcome))
 
 
-def _follow(judge: Judge, every_s: float) -> None:
+def _follow(judge: Judge, every_s: float, host: str, port: int | None) -> None:
     """Look again and again; an outage of the judge, store or ledger is waited out."""
     from penstock import printing
     from penstock.errors import EvaluationError, LedgerError, StoreError
-    from penstock.monitoring.judge_report import outcome_words
+    from penstock.monitoring.judge_metrics import JudgeMetrics
+    from penstock.monitoring.judge_report import outcome_words, status_of
 
-    said = ""
-    while True:
-        try:
-            line = outcome_words(_run(judge))
-        except (EvaluationError, LedgerError, StoreError) as error:
-            line = f"Not judged: {error.message}"
-        if line != said:
-            printing.note(line)
-        said = line
-        time.sleep(every_s)
+    metrics, said = JudgeMetrics(), ""
+    with showing(metrics, host, port):
+        while True:
+            try:
+                line = outcome_words(_run(judge))
+                if port is not None:
+                    metrics.show(status_of(judge), time.time())
+            except (EvaluationError, LedgerError, StoreError) as error:
+                line = f"Not judged: {error.message}"
+            if line != said:
+                printing.note(line)
+            said = line
+            time.sleep(every_s)

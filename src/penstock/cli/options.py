@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +18,7 @@ from penstock.errors import RecipeError
 if TYPE_CHECKING:
     from penstock.ledger import Ledger
     from penstock.model_files import Download
+    from penstock.monitoring.metrics import HasRegistry
     from penstock.pipeline import Pipeline
     from penstock.promotion import Production
 
@@ -23,6 +26,10 @@ RecipePath = Annotated[
     Path, typer.Option("--recipe", "-r", help="The recipe.", envvar="PENSTOCK_RECIPE")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+MetricsPort = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="With --every-s: for Prometheus.")
+]
+MetricsHost = Annotated[str, typer.Option(help="The address of --metrics-port; 0.0.0.0 in a pod.")]
 Page = Annotated[Path | None, typer.Option("--report", help="Write an HTML page with plots here.")]
 Set = Annotated[
     list[str] | None,
@@ -64,6 +71,24 @@ def write_page(path: Path, page: str) -> None:
     """
     with store_errors(path):
         path.write_text(page, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def showing(metrics: HasRegistry, host: str, port: int | None) -> Iterator[None]:
+    """While the block runs, Prometheus may ask there; without a port nobody may.
+
+    Raises:
+        PenstockError: The port is taken.
+    """
+    if port is None:
+        yield
+        return
+    from penstock import printing
+    from penstock.monitoring.metrics import MetricsServer
+
+    with contextlib.closing(MetricsServer(metrics, host, port, "--metrics-port")) as server:
+        printing.note(f"Metrics: {server.url}")
+        yield
 
 
 def open_recipe(recipe: Path, set_: list[str] | None, quiet: bool) -> Pipeline:

@@ -130,6 +130,59 @@ def _data_drift() -> Row:
     )
 
 
+def _data_judge() -> Row:
+    return Row(
+        "Quality, by the judge",
+        (
+            Panel(
+                "Good answers",
+                (
+                    Ask(f"max by (version) (penstock_judge_good_ratio{{{RECIPE}}})", "{{version}}"),
+                    Ask(
+                        f"max by (version) (penstock_judge_good_ratio_low{{{RECIPE}}})",
+                        "{{version}}, at least",
+                    ),
+                    Ask(
+                        f"max by (version) (penstock_judge_good_ratio_high{{{RECIPE}}})",
+                        "{{version}}, at most",
+                    ),
+                ),
+                "percentunit",
+                about="By version, with 95 % intervals. From `penstock judge run --every-s "
+                "--metrics-port`, if Prometheus scrapes it.",
+            ),
+            lines(
+                "Judged answers",
+                f"max by (version) (penstock_judge_answers{{{RECIPE}}})",
+                "{{version}}",
+                "What the shares are of.",
+            ),
+            Panel(
+                "Does the judge agree with people?",
+                (
+                    Ask(f"max(penstock_judge_kappa{{{RECIPE}}})", "kappa"),
+                    Ask(f"max(penstock_judge_kappa_low{{{RECIPE}}})", "at least"),
+                    Ask(f"max(penstock_judge_kappa_high{{{RECIPE}}})", "at most"),
+                    Ask(f"max(penstock_judge_raters_alpha{{{RECIPE}}})", "people, alpha"),
+                    Ask(f"max(penstock_judge_counts{{{RECIPE}}})", "1: the judge counts"),
+                ),
+                about="Its scores count only while the lower end is high enough.",
+            ),
+            Panel(
+                "Questions to the judge",
+                (
+                    Ask(f"max(penstock_judge_questions_today{{{RECIPE}}})", "today"),
+                    Ask(
+                        f"max(penstock_judge_answers_without_verdict{{{RECIPE}}})",
+                        "answers without a verdict",
+                    ),
+                ),
+                about="Since midnight UTC, up to the day's budget.",
+            ),
+        ),
+    )
+
+
 def _data_sources() -> Row:
     return Row(
         "Sources",
@@ -168,7 +221,7 @@ def data() -> Board:
         "penstock-data",
         "Penstock: data and drift",
         "Is there something new to learn, and has anything changed?",
-        (_data_learning(), _data_drift(), _data_said(), _data_sources()),
+        (_data_learning(), _data_drift(), _data_judge(), _data_said(), _data_sources()),
     )
 
 

@@ -10,7 +10,7 @@ import yaml
 from penstock.exported import as_yaml
 from penstock.orchestrators.kubernetes.gateway import gateway
 from penstock.orchestrators.kubernetes.network import network_policies
-from penstock.orchestrators.kubernetes.observers import DRIFT, observers
+from penstock.orchestrators.kubernetes.observers import MEASURED, observers
 from penstock.orchestrators.kubernetes.observing import collector, prometheus_rule, service_monitor
 from penstock.orchestrators.kubernetes.options import KubernetesOptions
 from penstock.orchestrators.kubernetes.project import Manifest, Project, require_deployable
@@ -42,7 +42,7 @@ def bundle(loaded: Unexpanded, options: KubernetesOptions) -> dict[str, str]:
     files |= {f"jobs/{name}.yaml": _text([manifest]) for name, manifest in jobs.items()}
     monitored = project.recipe.serve.metrics_port is not None
     if monitored:
-        components = [one for one in ("gateway", DRIFT) if one in base]
+        components = [one for one in ("gateway", *MEASURED) if one in base]
         watched = {
             "service-monitor": [service_monitor(project, one) for one in components],
             "prometheus-rule": [prometheus_rule(project)],
