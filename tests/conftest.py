@@ -1,9 +1,11 @@
 import functools
 import re
+import socketserver
 import sys
 import tempfile
 from pathlib import Path
 
+import httpx._transports.default as httpx_transports
 import pytest
 import typer.main
 import typer.testing
@@ -17,6 +19,12 @@ from penstock.ledger import Ledger
 
 # Built once in a test process: seventy commands take a tenth of a second, at each of many calls.
 typer.main.get_command = typer.testing._get_command = functools.cache(typer.main.get_command)
+
+# So are the certificates that each of a thousand clients would read, in 40 ms of processor time.
+httpx_transports.create_ssl_context = functools.cache(httpx_transports.create_ssl_context)
+
+# Servers of the standard library look twice a second whether they shall stop; here many stop.
+socketserver.BaseServer.serve_forever.__defaults__ = (0.02,)
 
 _ALL_SLOW = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow\b", re.MULTILINE)
 
