@@ -10,7 +10,7 @@ def test_users_change_and_one_retraining_later_they_get_right_answers(tmp_path, 
     for name, value in {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("GX_ANALYTICS_ENABLED", "false")
-    told = play(tmp_path / "project", seed=1, early=12)
+    told = play(tmp_path / "project", seed=1)
     assert told.windows_to_alarm is not None
     assert told.runs == ["PROMOTED"]
     assert (told.quality_before, told.serves) == (0.0, 2)
