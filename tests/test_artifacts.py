@@ -11,6 +11,7 @@ from penstock.errors import StoreError
 # -- fingerprints -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_fingerprint_is_64_hex_digits_and_the_same_in_every_process():
     script = (
         "from penstock.artifacts import fingerprint;"

@@ -101,6 +101,7 @@ def test_trying_again_appends_once(table):
     assert table.count_rows() == 1
 
 
+@pytest.mark.slow
 def test_writers_that_begin_at_once_lose_nothing(tmp_path):
     def write(stream):
         for number in range(3):

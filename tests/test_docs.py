@@ -42,6 +42,7 @@ def prose(page):
     return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_recipe_reference_is_up_to_date():
     command = [sys.executable, str(ROOT / "scripts/write_recipe_reference.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -96,6 +96,7 @@ def test_a_killed_export_is_nobodys_edit(tmp_path, monkeypatch, at, later):
         write_files(tmp_path, {"a": "2", "b": "2"})
 
 
+@pytest.mark.slow
 def test_two_exports_at_once_leave_a_whole_file(tmp_path):
     code = (
         "import sys; from pathlib import Path; from penstock.exported import write_file\n"

@@ -27,6 +27,8 @@ from penstock.stages import ingest
 from penstock.tables import Table
 from penstock.walk import Walk
 
+pytestmark = pytest.mark.slow
+
 _TAIL = "evaluate: {tasks: [t]}\ngate: {min: {t: 0.5}}\n"
 _FILES = "name: demo\nsources: {files: {type: files, paths: 'data/*'}}\n" + _TAIL
 

@@ -27,6 +27,7 @@ def place(tmp_path, monkeypatch):
         yield model, asked
 
 
+@pytest.mark.slow
 def test_a_model_is_fetched_at_its_commit_by_a_process_that_went_offline_itself(place):
     _, asked = place
     hub.go_offline()
@@ -37,6 +38,7 @@ def test_a_model_is_fetched_at_its_commit_by_a_process_that_went_offline_itself(
     assert all(COMMIT in path for path in asked), "nothing that is not pinned"
 
 
+@pytest.mark.slow
 def test_a_user_who_is_offline_stays_so_and_is_served_from_the_cache(place, monkeypatch):
     _, asked = place
     fetched = hub.fetch_apart("team/base", COMMIT, ServingError)
@@ -47,6 +49,7 @@ def test_a_user_who_is_offline_stays_so_and_is_served_from_the_cache(place, monk
     assert asked == []
 
 
+@pytest.mark.slow
 def test_a_model_without_safetensors_is_refused(place):
     model, _ = place
     (model / "model.safetensors").unlink()
@@ -55,6 +58,7 @@ def test_a_model_without_safetensors_is_refused(place):
     assert "run code" in refused.value.hint
 
 
+@pytest.mark.slow
 def test_a_name_that_the_hub_does_not_have_is_said(place):
     with pytest.raises(ServingError, match=r"'team/other' at .* cannot be fetched from the hub"):
         hub.fetch_apart("team/other", COMMIT, ServingError)

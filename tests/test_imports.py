@@ -8,6 +8,8 @@ import pytest
 from penstock import open_pipeline
 from tiny_project import write_project
 
+pytestmark = pytest.mark.slow
+
 HOME = Path(__file__).parent.parent
 HEAVY = [
     "airflow",

@@ -40,6 +40,7 @@ def penstock(world):
     return call
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_came_to_and_a_status_what_it_is_worth(world, penstock):
     world.answer([GOOD, GOOD, BAD])
     assert "3 verdicts." in penstock("run")
@@ -51,6 +52,7 @@ def test_a_run_says_what_it_came_to_and_a_status_what_it_is_worth(world, penstoc
     assert "Today: 3 of 500 questions." in told
 
 
+@pytest.mark.slow
 def test_machines_get_json(world, penstock):
     world.answer([GOOD])
     assert json.loads(penstock("run", "--json"))["judged"] == 1
@@ -61,6 +63,7 @@ def test_machines_get_json(world, penstock):
     assert (pairs["run"]["judged"], pairs["pairs"]) == (0, [])
 
 
+@pytest.mark.slow
 def test_pairs_are_shown_with_who_won(world, penstock):
     ids = world.answer([GOOD] * 3)
     world.shadow(ids, [BAD] * 3)
@@ -94,6 +97,7 @@ def test_a_recipe_without_a_judge_says_what_to_set(penstock):
         penstock("status", "--set", "observe.judge=null")
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_waits_out_an_outage(world, server, monkeypatch):
     from penstock.cli import judge as commands
 
@@ -118,6 +122,7 @@ def test_a_run_that_goes_on_waits_out_an_outage(world, server, monkeypatch):
     assert told[1] == "1 verdicts."
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_shows_prometheus_the_share_of_good_answers(world, monkeypatch):
     from penstock.cli import judge as commands
 

@@ -189,6 +189,7 @@ def test_records_survive_the_process_that_wrote_them(ledger_url):
 # -- claims ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_next_run_drops_the_claims_of_the_dead_and_of_nobody_else(ledger, another_process):
     ours = ledger.try_claim("ours")
     for key, holder, until_s in (
@@ -217,6 +218,7 @@ def _claim(url, number):
     return Ledger(url).try_claim("key") is not None
 
 
+@pytest.mark.slow
 def test_of_eight_racing_processes_one_gets_the_claim(ledger_url, race):
     Ledger(ledger_url).close()
     answers = race(_claim, ledger_url)
@@ -248,6 +250,7 @@ def test_claims_on_different_keys_do_not_meet(ledger):
         assert sorted(ledger.live_claims()) == ["one", "two"]
 
 
+@pytest.mark.slow
 def test_a_held_claim_outlives_its_first_lease(ledger):
     with ledger.try_claim("key", lease_s=0.6):
         first_end = claim_end(ledger, "key")
@@ -258,6 +261,7 @@ def test_a_held_claim_outlives_its_first_lease(ledger):
         assert ledger.try_claim("key") is None
 
 
+@pytest.mark.slow
 def test_the_lease_of_a_killed_process_of_this_host_is_taken_over_at_once(ledger, another_process):
     holder = f"{name_of(another_process)}/aaaaaaaa"
     set_claim(ledger, "key", holder, time.time() + 3600)
@@ -267,6 +271,7 @@ def test_the_lease_of_a_killed_process_of_this_host_is_taken_over_at_once(ledger
     assert ledger.try_claim("key") is not None
 
 
+@pytest.mark.slow
 def test_a_process_that_was_killed_but_not_reaped_is_dead(another_process):
     holder = name_of(another_process)
     assert not is_dead(holder)
@@ -278,11 +283,13 @@ def test_a_process_that_was_killed_but_not_reaped_is_dead(another_process):
     assert is_dead(holder)
 
 
+@pytest.mark.slow
 def test_a_process_is_not_taken_for_an_earlier_one_with_its_number(another_process):
     host, pid, birth = name_of(another_process).rsplit(":", 2)
     assert is_dead(f"{host}:{pid}:{int(birth) - 1}")
 
 
+@pytest.mark.slow
 def test_a_process_has_the_same_name_whoever_asks_and_whatever_the_clock_says(monkeypatch):
     mine = this_process()
     assert name_of(SimpleNamespace(pid=os.getpid())) == mine
@@ -322,6 +329,7 @@ def test_recording_after_the_claim_was_taken_over_is_refused_and_changes_nothing
     assert ledger.find("f" * 64) is None
 
 
+@pytest.mark.slow
 def test_a_lost_claim_is_neither_renewed_nor_given_back(ledger):
     with ledger.try_claim("key", lease_s=0.3):
         until_s = time.time() + 60
@@ -331,6 +339,7 @@ def test_a_lost_claim_is_neither_renewed_nor_given_back(ledger):
     assert claim_end(ledger, "key") == pytest.approx(until_s)
 
 
+@pytest.mark.slow
 def test_nobody_takes_over_a_claim_between_its_check_and_the_record(ledger_url, ledger):
     claim = ledger.try_claim("key", lease_s=0.01)
     time.sleep(0.05)
@@ -480,6 +489,7 @@ def test_every_move_is_in_the_audit_log_with_who_why_and_when(ledger):
     assert before_s <= one.at_s <= two.at_s <= time.time()
 
 
+@pytest.mark.slow
 def test_of_64_racing_promoters_one_wins_each_epoch_and_the_log_has_no_gap(ledger):
     for number in range(1, 65):
         ledger.add_model(version_of(number))
@@ -865,6 +875,7 @@ def test_a_full_disk_is_a_ledger_error_and_nothing_is_half_written(tmp_path):
     assert ledger.watermark("demo") is None
 
 
+@pytest.mark.slow
 def test_readers_are_not_kept_waiting_by_a_writer(ledger):
     ledger.pin("key", 1)
     with ledger._database.write() as connection:

@@ -83,6 +83,7 @@ def remove(bucket, artifact, name):
 # -- artifacts ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_committed_result_is_read_on_another_host(store, elsewhere):
     artifact = commit(store)
     assert elsewhere.is_intact(artifact)
@@ -251,6 +252,7 @@ def values(table, **bounds):
     return [x for batch in table.scan(**bounds) for x in batch["x"].to_pylist()]
 
 
+@pytest.mark.slow
 def test_a_table_takes_each_position_once_whoever_asks(store, elsewhere):
     here, there = store.table("demo", "raw-a#b"), elsewhere.table("demo", "raw-a#b")
     assert here.version() == -1
@@ -263,6 +265,7 @@ def test_a_table_takes_each_position_once_whoever_asks(store, elsewhere):
     assert elsewhere.table_at(here.key).position("a") == 2
 
 
+@pytest.mark.slow
 def test_sweeping_removes_what_no_version_names(store, bucket):
     table = store.table("demo", "raw")
     append(table, "a", 1, [1])
@@ -314,6 +317,7 @@ def test_a_store_that_is_not_there_is_said(bucket, tmp_path):
         ObjectStore(tmp_path, "s3://none/x").open()
 
 
+@pytest.mark.slow
 def test_an_object_store_that_does_not_answer_is_said_and_may_be_tried_again(
     store, tmp_path, monkeypatch
 ):

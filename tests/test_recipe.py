@@ -529,6 +529,7 @@ def validator():
     return jsonschema.Draft202012Validator(schema)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [GOOD, FULL], ids=["good", "full"])
 def test_the_json_schema_accepts_a_good_recipe(validator, text):
     assert list(validator.iter_errors(yaml.safe_load(text))) == []
@@ -598,6 +599,7 @@ def succeeds_or_explains(folder, text):
     assert not re.search(r"object at 0x|Traceback", message)
 
 
+@pytest.mark.slow
 @QUIET
 @given(tree=st.dictionaries(KEYS, TREES, max_size=6))
 def test_any_tree_is_a_recipe_or_a_recipe_error(tmp_path, tree):
@@ -606,6 +608,7 @@ def test_any_tree_is_a_recipe_or_a_recipe_error(tmp_path, tree):
     succeeds_or_explains(tmp_path, yaml.safe_dump(tree))
 
 
+@pytest.mark.slow
 @QUIET
 @given(text=st.text(alphabet=st.sampled_from("ab01 \n\t:-?,[]{}&*!|>%@`\"'#~.<=$\0é"), max_size=60))
 def test_any_text_is_a_recipe_or_a_recipe_error(tmp_path, text):

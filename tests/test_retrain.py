@@ -54,6 +54,7 @@ def test_the_same_event_told_again_starts_nothing(world):
     assert len(world.runs) == 1
 
 
+@pytest.mark.slow
 def test_a_thousand_alarms_make_one_run(world, ledger_url):
     world.set(debounce_s=60)
     many = 1000 if ledger_url.startswith("sqlite") else 100
@@ -96,6 +97,7 @@ def test_what_is_seen_again_while_the_run_is_on_joins_it(world):
     assert all_same(world)
 
 
+@pytest.mark.slow
 def test_two_watchers_at_the_same_moment_start_one_run(ledger_url, ledger):
     world = World(ledger)
     for round_ in range(5):
@@ -211,6 +213,7 @@ def test_the_same_decision_is_written_down_once(world):
     assert world.said == ["wait"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("through", ["here", "orchestrator"])
 def test_a_watcher_that_is_killed_at_any_write_still_starts_one_run(
     ledger, ledger_url, killer, through
@@ -330,6 +333,7 @@ def test_a_task_that_failed_may_be_tried_again_by_its_orchestrator(ledger):
     assert world.outcomes == ["INCONCLUSIVE"]
 
 
+@pytest.mark.slow
 def test_a_task_that_has_failed_for_good_is_a_failure(ledger):
     world = World(ledger, starter=Orchestrator(), lost_after_s=0.01)
     world.alarm()

@@ -8,6 +8,8 @@ from penstock.pipeline import open_pipeline
 from penstock.retrain_sensors import DriftSensor, Every, sensors
 from traffic_rows import Writers, asked, opinion, response_id
 
+pytestmark = pytest.mark.slow
+
 
 class Project:
     def __init__(self, folder, **retrain):

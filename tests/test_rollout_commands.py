@@ -120,6 +120,7 @@ def test_a_replay_that_differs_ends_with_1(penstock, world):
     assert "DIFFERS" in penstock("replay", begun.id, code=1)
 
 
+@pytest.mark.slow
 def test_a_person_promotes_or_stops(penstock, world):
     penstock("start", 2)
     assert "is stopped: a bad feeling" in penstock("stop", "--reason", "a bad feeling")

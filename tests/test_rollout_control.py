@@ -118,6 +118,7 @@ def test_bad_scores_take_it_back(world):
     assert "worse in score" in decide(world, begun).reason
 
 
+@pytest.mark.slow
 def test_who_takes_over_comes_to_the_same_decisions(world):
     """Each controller looks once and is gone; the conversations are in no checkpoint."""
     begun = world.start(steps=(10, 50, 100))
@@ -309,6 +310,7 @@ def test_the_status_shows_counts_differences_and_evidence(world):
     assert rows["format"][:2] == ("", "")
 
 
+@pytest.mark.slow
 def test_a_controller_in_a_thread_finds_new_rollouts_by_itself(world):
     told, done = [], threading.Event()
 

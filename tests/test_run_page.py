@@ -38,6 +38,7 @@ def test_what_comes_from_outside_is_text_and_nothing_is_fetched(project):
     assert not re.search(r"(src|href)=|url\(|@import", page)
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_early_has_a_page_too(project):
     failed = project.ledger.runs()[-1]
     page = page_of(project.pipeline, failed.id)
@@ -45,6 +46,7 @@ def test_a_run_that_failed_early_has_a_page_too(project):
     assert "Where the time went" not in page
 
 
+@pytest.mark.slow
 def test_a_decision_whose_files_are_gone_is_left_out(project):
     for path in project.recipe.parent.rglob("decision.json"):
         path.unlink()

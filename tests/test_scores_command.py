@@ -109,6 +109,7 @@ def test_a_process_that_is_killed_in_the_middle_loses_nothing_and_doubles_nothin
     assert sorted(one["traceId"] for one in tools.scores.values()) == [name[-32:] for name in names]
 
 
+@pytest.mark.slow
 def test_going_on_waits_an_outage_out_and_sends_what_comes(writers, tools, monkeypatch):
     class Enough(Exception):
         pass

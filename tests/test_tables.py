@@ -133,6 +133,7 @@ def test_an_object_before_the_stamps_does_not_hide_them(table):
     assert values(table) == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_commit_of_many_files_keeps_the_order_of_its_rows(table, monkeypatch):
     monkeypatch.setattr(tables, "FILE_BYTES", 20_000)
     expected = list(range(50_000))

@@ -54,8 +54,8 @@ def play(folder: Path, keep_serving: bool, port: int, metrics_port: int, seed: i
     Args:
         folder: Where to play; replaced if an earlier demo made it.
         keep_serving: Leave the server up at the end, until Ctrl-C.
-        port: Where to serve.
-        metrics_port: Where to expose metrics.
+        port: Where to serve; 0 picks a free one.
+        metrics_port: Where to expose metrics; likewise.
         seed: Of training and evaluation; None takes the recipe's.
 
     Raises:
@@ -63,8 +63,7 @@ def play(folder: Path, keep_serving: bool, port: int, metrics_port: int, seed: i
         PenstockError: Whatever a stage or the server refuses.
     """
     began = time.monotonic()
-    for number, flag in ((port, "--port"), (metrics_port, "--metrics-port")):
-        _check_free(number, flag)
+    port, metrics_port = _free(port, "--port"), _free(metrics_port, "--metrics-port")
     stage = _Stage(folder, port, metrics_port, seed)
     with _peak_memory() as peak:
         stage.build()
@@ -76,13 +75,18 @@ def play(folder: Path, keep_serving: bool, port: int, metrics_port: int, seed: i
                 server.process.wait()
 
 
-def _check_free(port: int, flag: str) -> None:
-    """Find out now, not after the first training, that the server could not start."""
+def _free(port: int, flag: str) -> int:
+    """Find out now, not after the first training, that the server could not start there.
+
+    Returns:
+        The port; a free one for 0.
+    """
     with socket.socket() as one:
         # As the server will do it: a port that was just given back is free.
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             one.bind(("127.0.0.1", port))
+            return int(one.getsockname()[1])
         except OSError as error:
             raise ServingError(
                 f"Port {port} on 127.0.0.1 cannot be used: {error.strerror}.",

@@ -220,6 +220,7 @@ def batches_of(source, unit):
     return [piece for piece in source.read(unit) if isinstance(piece, pa.RecordBatch)]
 
 
+@pytest.mark.slow
 def test_the_same_input_gives_the_same_units(make):
     units = make().snapshot()
     assert units
@@ -231,6 +232,7 @@ def test_no_two_units_share_a_place_on_a_stream(make):
     assert len({(unit.stream, unit.position) for unit in units}) == len(units)
 
 
+@pytest.mark.slow
 def test_a_unit_survives_pickling_and_can_be_read_by_another_process(make):
     for unit in make().snapshot():
         copy = pickle.loads(pickle.dumps(unit))
@@ -239,6 +241,7 @@ def test_a_unit_survives_pickling_and_can_be_read_by_another_process(make):
         assert list(make().read(copy))
 
 
+@pytest.mark.slow
 def test_reading_twice_gives_the_same_rows_and_letters_in_the_same_order(make):
     source = make()
     for unit in source.snapshot():
@@ -271,6 +274,7 @@ def test_batches_are_bounded_and_never_empty(make):
             assert 0 < batch.num_rows <= MAX_BATCH_ROWS
 
 
+@pytest.mark.slow
 def test_a_batch_holds_no_reserved_column_but_the_origin(make):
     source = make()
     for unit in source.snapshot():
@@ -280,6 +284,7 @@ def test_a_batch_holds_no_reserved_column_but_the_origin(make):
             assert ours <= {ORIGIN, OFFSET, ROW_KEY}
 
 
+@pytest.mark.slow
 def test_rows_that_say_where_they_stand_stand_within_the_unit_and_are_told_apart(make):
     source = make()
     for unit in source.snapshot():
@@ -293,6 +298,7 @@ def test_rows_that_say_where_they_stand_stand_within_the_unit_and_are_told_apart
         assert len(set(names)) == len(names)
 
 
+@pytest.mark.slow
 def test_what_is_committed_of_a_stream_that_grows_is_not_read_again(make):
     source = make()
     for unit in source.snapshot():
@@ -301,6 +307,7 @@ def test_what_is_committed_of_a_stream_that_grows_is_not_read_again(make):
             assert pieces == []
 
 
+@pytest.mark.slow
 def test_letters_give_a_reason_and_a_short_excerpt(make):
     source = make()
     for unit in source.snapshot():
@@ -310,6 +317,7 @@ def test_letters_give_a_reason_and_a_short_excerpt(make):
                 assert len(piece.excerpt) <= 200
 
 
+@pytest.mark.slow
 def test_reading_can_be_given_up_half_way(make):
     source = make()
     unit = source.snapshot()[0]

@@ -164,6 +164,7 @@ def ledger(*outcomes):
     return sorted(entries, key=lambda entry: entry["_row_id"])
 
 
+@pytest.mark.slow
 @every
 @UNHURRIED
 @given(tables())
@@ -178,6 +179,7 @@ def test_every_row_is_kept_or_recorded_as_removed_with_step_reason_and_evidence(
         assert entry["evidence"]
 
 
+@pytest.mark.slow
 @by_row
 @UNHURRIED
 @given(tables(), st.lists(st.integers(0, 25), max_size=4))
@@ -261,6 +263,7 @@ def test_no_rows_have_the_same_columns_as_many(transform, rows):
     assert apply(transform, rows).kept.schema == apply(transform, SCHEMA.empty_table()).kept.schema
 
 
+@pytest.mark.slow
 @every
 @FEW
 @given(tables())

@@ -20,6 +20,7 @@ def last_move(project):
     return project.ledger.history(MODEL)[-1]
 
 
+@pytest.mark.slow
 def test_a_promotion_is_asked_once_more_and_then_written_down(project, browser):
     asked = browser.get("/versions/2/promote")
     assert "penstock promote --version 2 --expect 1" in asked.text
@@ -58,6 +59,7 @@ def away(*_):
     raise RegistryError("MLflow does not answer.", "Start it.")
 
 
+@pytest.mark.slow
 def test_a_move_that_mlflow_has_not_followed_is_done_and_said_to_be_followed_later(
     project, browser, monkeypatch
 ):
@@ -102,6 +104,7 @@ class Beaten(Production):
         return super().promote(*args, **options)
 
 
+@pytest.mark.slow
 def test_a_trial_that_another_promotion_ends_is_not_called_promoted(project):
     trial = project.start_trial(2)
     there = project.production()
@@ -157,6 +160,7 @@ def test_a_rule_is_quoted_in_the_command_that_does_the_same(browser):
     assert "penstock quarantine drop &#39;--rule=length of response&#39;" in page
 
 
+@pytest.mark.slow
 def test_a_bulk_decision_reads_the_rows_twice_and_not_once_for_each(project, browser, monkeypatch):
     scans = []
     matching = quarantine._matching
@@ -177,6 +181,7 @@ def test_a_form_that_was_tampered_with_does_nothing(project, browser, expect):
     assert project.serving == 1
 
 
+@pytest.mark.slow
 def test_what_promote_refuses_is_told(project, browser):
     project.registry.set_alias(MODEL, "production", 3)
     answer = browser.confirm("/versions/2/promote")
@@ -187,6 +192,7 @@ def test_what_promote_refuses_is_told(project, browser):
 # -- who may ask, and from where ---------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
 def test_only_a_post_does_something(project, browser, method):
     fields = {**browser.fields("/versions/2/promote"), "reason": "why"}
@@ -194,6 +200,7 @@ def test_only_a_post_does_something(project, browser, method):
     assert project.serving == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "headers",
     [
@@ -236,6 +243,7 @@ def test_the_token_of_another_browser_is_refused(project, console, browser):
     assert project.serving == 1
 
 
+@pytest.mark.slow
 def test_a_reason_keeps_nothing_that_a_terminal_obeys(project, browser):
     assert browser.confirm("/versions/2/promote", "\x1b[2Jfine\x00\u202e").status_code == 303
     assert last_move(project).reason == "[2Jfine"
@@ -249,6 +257,7 @@ def test_a_form_that_is_too_long_is_refused(project, browser):
     assert browser.confirm("/versions/2/promote", "x" * 70_000).status_code == 413
 
 
+@pytest.mark.slow
 def test_the_cookie_stays_in_this_browser_and_on_this_site(browser):
     cookie = browser.get("/").headers["set-cookie"]
     assert "HttpOnly" in cookie
@@ -283,6 +292,7 @@ def test_beyond_this_machine_the_admin_key_is_needed(guarded, auth):
     assert MODEL not in answer.text
 
 
+@pytest.mark.slow
 def test_with_the_key_the_name_that_was_given_is_written_down(project, guarded):
     browser = Browser(guarded, "http://models.test", ("ann\x1b[1m", KEY))
     assert browser.confirm("/versions/2/promote").status_code == 303

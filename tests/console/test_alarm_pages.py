@@ -35,6 +35,7 @@ def row(browser, number, path="/alarms"):
     return words(found[0])
 
 
+@pytest.mark.slow
 def test_an_alarm_leads_to_the_run_that_answers_it(project, browser):
     assert "answered" in row(browser, 1)
     assert f"a run, BLOCKED: sums fell {project.alarm_run}" in row(browser, 1)
@@ -62,6 +63,7 @@ def test_what_is_not_decided_yet_says_whether_anybody_watches(project, browser, 
     assert "nothing yet" in row(browser, late)
 
 
+@pytest.mark.slow
 def test_without_a_loop_an_orchestrator_may_ask_and_its_run_is_named(tmp_path):
     project = ConsoleProject(tmp_path)
     pipeline = open_pipeline(project.recipe, {"observe.retrain": None})
@@ -78,6 +80,7 @@ def test_without_a_loop_an_orchestrator_may_ask_and_its_run_is_named(tmp_path):
     assert "no observe.retrain" in answer.text
 
 
+@pytest.mark.slow
 def test_an_alarm_is_acknowledged_and_may_still_start_a_run(browser, alarms):
     done = browser.confirm("/alarms/4/acknowledge", "I look at it")
     assert done.headers["location"] == "/console/alarms/4?done=acknowledged"
@@ -89,6 +92,7 @@ def test_an_alarm_is_acknowledged_and_may_still_start_a_run(browser, alarms):
     assert alarms.find(4).state is AlarmState.VETOED
 
 
+@pytest.mark.slow
 def test_an_alarm_that_changed_meanwhile_is_looked_at_again(browser, alarms):
     fields = {**browser.fields("/alarms/4/veto"), "reason": "no"}
     alarms.decide(4, AlarmState.ACKNOWLEDGED, "seen")
@@ -100,6 +104,7 @@ def test_an_alarm_that_changed_meanwhile_is_looked_at_again(browser, alarms):
     assert alarms.events(4)[-1].reason == "enough"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["acknowledge", "veto"])
 def test_an_alarm_of_another_recipe_is_neither_shown_nor_decided(project, browser, alarms, what):
     other = alarms.raise_(Alarm("another", "drift", "secret", 1.8e9)).number
@@ -111,6 +116,7 @@ def test_an_alarm_of_another_recipe_is_neither_shown_nor_decided(project, browse
     assert alarms.find(other).is_open
 
 
+@pytest.mark.slow
 def test_nothing_is_vetoed_without_a_reason_or_from_elsewhere(browser, alarms):
     assert browser.confirm("/alarms/4/veto", " ").status_code == 409
     fields = {**browser.fields("/alarms/4/veto"), "reason": "no"}
@@ -119,6 +125,7 @@ def test_nothing_is_vetoed_without_a_reason_or_from_elsewhere(browser, alarms):
     assert alarms.find(4).is_open
 
 
+@pytest.mark.slow
 def test_the_loop_is_paused_and_goes_on(project, browser):
     assert browser.confirm("/alarms/pause", "holidays").status_code == 303
     line = last_line(project)
@@ -132,6 +139,7 @@ def test_the_loop_is_paused_and_goes_on(project, browser):
     assert (last_line(project).action, last_line(project).reason) == (Line.RESUME, "back")
 
 
+@pytest.mark.slow
 def test_a_person_agrees_to_the_alarms_they_saw_and_to_no_later_one(project, browser, alarms):
     fields = {**browser.fields("/alarms/approve"), "reason": "go"}
     alarms.raise_(Alarm(MODEL, "drift", "later", 1.8e9))
@@ -140,6 +148,7 @@ def test_a_person_agrees_to_the_alarms_they_saw_and_to_no_later_one(project, bro
     assert browser.post("/alarms/approve", {**fields, "up_to": "999"}).status_code == 409
 
 
+@pytest.mark.slow
 def test_a_thousand_alarms_are_shown_a_page_at_a_time(project, browser, alarms):
     for number in range(120):
         alarms.raise_(Alarm(MODEL, "alert", f"open {number}", 1.8e9))

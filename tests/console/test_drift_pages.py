@@ -16,6 +16,8 @@ from penstock.pipeline import open_pipeline
 from penstock.serving.response_id import new_response_id
 from traffic_rows import asked, correction, opinion
 
+pytestmark = pytest.mark.slow
+
 EVEN = {"money": 1, "access": 1}
 NEWS = {"money": 1, "access": 1, "travel": 6}
 HOSTILE = "<script>alert(1)</script>"

@@ -54,6 +54,7 @@ def project(tmp_path):
     return Project(tmp_path)
 
 
+@pytest.mark.slow
 def test_opinions_stand_beside_what_was_asked_and_answered(project):
     older, name = response_id(number=-5), response_id()
     project.writers.log(asked(older), asked(name, prompt="Where is my invoice?", answer="There."))
@@ -66,6 +67,7 @@ def test_opinions_stand_beside_what_was_asked_and_answered(project):
     assert "penny version 3" in told
 
 
+@pytest.mark.slow
 def test_each_answer_says_whether_the_next_run_takes_it_and_why_not(project):
     names = [response_id(number=i) for i in range(6)]
     good, bad, corrected, early, alien, gone = names
@@ -85,6 +87,7 @@ def test_each_answer_says_whether_the_next_run_takes_it_and_why_not(project):
     assert "left out it is not in the request log" in project.of(gone)
 
 
+@pytest.mark.slow
 def test_what_a_run_has_read_is_not_promised_again_and_what_is_new_about_it_is(project):
     name, fixed = response_id(), response_id(number=1)
     project.writers.log(asked(name), asked(fixed))

@@ -21,6 +21,8 @@ from penstock.serving.app import create_app
 from penstock.serving.gateway import Surroundings
 from rollout_world import MODEL
 
+pytestmark = pytest.mark.slow
+
 # A model that nothing is loaded for.
 FAR = {"source": "m", "backend": {"type": "openai", "url": "http://h.test/v1"}}
 

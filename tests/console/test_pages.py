@@ -74,6 +74,7 @@ def paths(project):
     ]
 
 
+@pytest.mark.slow
 def test_no_page_lets_a_text_from_outside_become_markup(project, get):
     for path in paths(project):
         answer = get(f"/console{path}")
@@ -86,6 +87,7 @@ def test_no_page_lets_a_text_from_outside_become_markup(project, get):
         assert own, (path, page.targets)
 
 
+@pytest.mark.slow
 def test_every_page_forbids_scripts_frames_and_other_hosts(project, get):
     for path in [*paths(project), "/console.css", "/nowhere"]:
         headers = get(f"/console{path}").headers

@@ -37,6 +37,7 @@ def now_of(project, span_s=300.0):
     return live(Traffic.of(project.pipeline.store), datetime.now(UTC), span_s)
 
 
+@pytest.mark.slow
 def test_a_model_is_told_by_requests_failures_times_and_tokens(project, writers):
     writers.log(*(request(took_s=0.1 * number) for number in range(1, 11)))
     writers.log(
@@ -54,12 +55,14 @@ def test_a_model_is_told_by_requests_failures_times_and_tokens(project, writers)
     assert (model.prompt_tokens, model.completion_tokens) == (140, 56)
 
 
+@pytest.mark.slow
 def test_versions_of_a_rollout_are_told_apart(project, writers):
     writers.log(request(), request(), request(served=None, model="far"))
     found = [(one.model, one.version, one.num_requests) for one in now_of(project).models]
     assert found == [("penny", 3, 2), ("far", None, 1)]
 
 
+@pytest.mark.slow
 def test_what_came_before_these_minutes_is_left_out(project, writers):
     now = datetime.now(UTC)
     writers.log(*(request(received_at_s=now.timestamp() - ago_s) for ago_s in (400, 195, 25)))
@@ -70,6 +73,7 @@ def test_what_came_before_these_minutes_is_left_out(project, writers):
     assert last.num_requests == 1
 
 
+@pytest.mark.slow
 def test_the_page_loads_itself_again_until_it_is_held(project, browser, writers):
     writers.log(request(model=HOSTILE))
     page = browser.get("/traffic").text

@@ -106,6 +106,7 @@ def mangled(text):
     return text.encode().decode("latin-1")
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(min_codepoint=0xC0, max_codepoint=0xFF), min_size=1, max_size=9))
 def test_latin_letters_read_as_latin_1_are_always_found(text):
     assert answers(rule("encoding"), mangled(text)) != [None]
@@ -159,6 +160,7 @@ def test_length_is_counted_in_the_tokenizers_tokens_over_all_columns(tokenizer):
     assert answers(both, "hello there") != [None]
 
 
+@pytest.mark.slow
 def test_another_tokenizer_is_another_rule(tokenizer, tmp_path):
     train_tokenizer(["other words"] * 20, 300, None, tmp_path)
     one, two = (rule("tokens", max=5, tokenizer=str(folder)) for folder in (tokenizer, tmp_path))
@@ -254,6 +256,7 @@ TEXTS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(TEXTS, st.integers(1, 7))
 def test_however_the_rows_are_cut_the_same_rows_fail(texts, size):

@@ -84,6 +84,7 @@ def promoted(ledger, version=1):
     ledger.move_pointer("demo", "production", version, None, "promote", "first")
 
 
+@pytest.mark.slow
 def test_without_a_recipe_this_host_is_looked_at(tmp_path):
     found = {one.check: one for one in diagnose(tmp_path / "recipe.yaml")}
     assert found["python"].state == "ok"
@@ -110,6 +111,7 @@ def test_a_recipe_that_is_wrong_is_a_finding_and_no_traceback(project):
     assert "not YAML" in recipe["found"]
 
 
+@pytest.mark.slow
 def test_a_variable_is_named_and_its_value_never_shown(tmp_path, monkeypatch):
     project = Project(tmp_path, more="ledger: ${DOCTOR_LEDGER}\n")
     monkeypatch.delenv("DOCTOR_LEDGER", raising=False)
@@ -121,6 +123,7 @@ def test_a_variable_is_named_and_its_value_never_shown(tmp_path, monkeypatch):
     assert "hunter2" not in str(found)
 
 
+@pytest.mark.slow
 def test_variables_that_options_name_are_looked_for(tmp_path, monkeypatch):
     models = "{far: {source: m, backend: {type: openai, url: 'http://h.test/v1'}}}"
     project = Project(tmp_path)
@@ -131,6 +134,7 @@ def test_variables_that_options_name_are_looked_for(tmp_path, monkeypatch):
     assert "FAR_KEY" in project.found()["credentials"].found
 
 
+@pytest.mark.slow
 def test_a_ledger_of_another_version_fails(project):
     project.ledger().close()
     engine = sa.create_engine(f"sqlite:///{project.database}")
@@ -142,6 +146,7 @@ def test_a_ledger_of_another_version_fails(project):
     assert "runs" not in found
 
 
+@pytest.mark.slow
 def test_a_table_that_is_missing_is_not_made(project):
     project.ledger().close()
     engine = sa.create_engine(f"sqlite:///{project.database}")
@@ -151,12 +156,14 @@ def test_a_table_that_is_missing_is_not_made(project):
     assert "spending" not in sa.inspect(engine).get_table_names()
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_database_fails(project):
     project.database.parent.mkdir()
     project.database.write_text("this is no database, only a text that is long enough" * 20)
     assert project.found()["ledger"].state == "fail"
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_a_folder_fails(project):
     project.database.parent.write_text("in the way")
     assert "is a file" in project.found()["store"].found
@@ -166,6 +173,7 @@ def dead_process():
     return "{}:{}:{}".format(__import__("socket").gethostname(), 2**22 + 7, 1)
 
 
+@pytest.mark.slow
 def test_a_run_whose_process_died_is_found_and_left_as_it_is(project):
     ledger = project.ledger()
     run = ledger.start_run("demo", "", "", {})
@@ -193,6 +201,7 @@ def test_a_clock_behind_the_last_run_is_noticed(project):
     assert project.found()["clock"].state == "warn"
 
 
+@pytest.mark.slow
 def test_an_alias_moved_by_hand_fails_and_settling_it_is_named(project, registry):
     ledger = project.ledger()
     ledger.add_model(ModelVersion("demo", 1, "f", "d1", "models/1", "run", ""))
@@ -205,6 +214,7 @@ def test_an_alias_moved_by_hand_fails_and_settling_it_is_named(project, registry
     assert "penstock model settle" in found.todo
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("version", "state"), [(1, "ok"), (None, "warn")], ids=["the promoted one", "none yet"]
 )
@@ -220,6 +230,7 @@ def test_what_the_gateway_serves_is_compared_with_the_pointer(tmp_path, version,
     assert found["serving"].state == state
 
 
+@pytest.mark.slow
 def test_a_promoted_version_that_nobody_serves_is_noticed(project):
     ledger = project.ledger()
     promoted(ledger)
@@ -227,11 +238,13 @@ def test_a_promoted_version_that_nobody_serves_is_noticed(project):
     assert "nobody serves it" in project.found()["serving"].found
 
 
+@pytest.mark.slow
 def test_something_else_on_the_gateways_port_fails(tmp_path):
     with answering(404, "<html>nginx</html>") as port:
         assert Project(tmp_path, port).found()["gateway"].state == "fail"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "state", "said"),
     [(200, "ok", "answers"), (401, "fail", "refuses the credentials"), (500, "fail", "")],
@@ -245,11 +258,13 @@ def test_mlflow_is_asked_how_it_is(tmp_path, status, state, said):
     assert "hunter2" not in str(found)
 
 
+@pytest.mark.slow
 def test_an_mlflow_that_is_down_fails(tmp_path):
     project = Project(tmp_path, more="tracking: http://127.0.0.1:9\n")
     assert project.found()["MLflow"].state == "fail"
 
 
+@pytest.mark.slow
 def test_who_receives_traces_is_looked_for(tmp_path, monkeypatch):
     monkeypatch.delenv("LANGSMITH_API_KEY", raising=False)
     project = Project(tmp_path)
@@ -341,6 +356,7 @@ def test_little_disk_is_told_from_none(monkeypatch, free, state):
     assert next(environment.disk(Path("/nowhere/at/all"))).state == state
 
 
+@pytest.mark.slow
 def test_the_command_says_what_to_do_and_ends_with_1_on_failure(project):
     done = CliRunner().invoke(app, ["doctor", "--recipe", str(project.path)])
     assert "ok    recipe: demo" in done.output

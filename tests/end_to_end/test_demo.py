@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,12 +15,6 @@ import psutil
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def penstock(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -35,8 +28,7 @@ def penstock(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("demo")
-    ports = ["--port", str(free_port()), "--metrics-port", str(free_port())]
-    done = penstock(folder, "demo", *ports)
+    done = penstock(folder, "demo", "--port", "0", "--metrics-port", "0")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder / "demo", done.stdout
 
@@ -111,8 +103,7 @@ def test_nothing_is_left_running(played: tuple[Path, str]) -> None:
 
 
 def test_ctrl_c_leaves_nothing_running_and_nothing_half_done(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "penstock.cli", "demo"]
-    command += ["--port", str(free_port()), "--metrics-port", str(free_port())]
+    command = [sys.executable, "-m", "penstock.cli", "demo", "--port", "0", "--metrics-port", "0"]
     log = tmp_path / "log.txt"
     with log.open("wb") as output:
         demo = subprocess.Popen(

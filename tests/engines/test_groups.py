@@ -45,6 +45,7 @@ def counted_memory():
         pa.set_memory_pool(before)
 
 
+@pytest.mark.slow
 def test_100_000_equal_rows_are_deduped_a_piece_at_a_time(tmp_path):
     rows = equal_rows(100_000, "x" * 400)
     engine = LocalEngine(tmp_path, bucket_bytes=4 * MB, batch_bytes=4 * MB)
@@ -57,6 +58,7 @@ def test_100_000_equal_rows_are_deduped_a_piece_at_a_time(tmp_path):
     assert ledger["evidence"].unique().to_pylist() == [f"the same as {0:032x}"]
 
 
+@pytest.mark.slow
 def test_equal_rows_meet_the_first_of_their_bucket_a_piece_at_a_time(tmp_path, monkeypatch):
     seen = []
     keep = _FirstOfBucket.keep

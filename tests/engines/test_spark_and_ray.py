@@ -119,6 +119,7 @@ def test_what_was_started_ends_with_a_process_that_is_killed(engine, tmp_path):
     wait_until_gone(children)
 
 
+@pytest.mark.slow
 def test_a_python_without_spark_says_what_it_needs(tmp_path):
     with pytest.raises(EngineError, match=r"Spark in .* failed: .*pyspark") as caught:
         SparkEngine(tmp_path, python=sys.executable, master="local[1]")

@@ -26,6 +26,7 @@ def items(better, worse):
     return metric(scores(candidate)), metric(scores(baseline))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_the_simulated_verdicts_are_those_of_the_gate(tasks):
     chance = np.random.default_rng(5)

@@ -154,6 +154,7 @@ def test_a_significant_loss_blocks_before_inferiority_is_certain() -> None:
     assert row.judgement is Judgement.HARMED
 
 
+@pytest.mark.slow
 def test_a_significant_loss_within_the_margin_passes_and_is_noted() -> None:
     candidate, baseline = sides(arc=answers(50_000, 25_000, better=1000, worse=1200))
     decision = decide(candidate, baseline, GatePolicy())
@@ -427,6 +428,7 @@ def from_counts(tasks: list[tuple[int, int, int]]) -> tuple[EvalResults, EvalRes
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(evaluations, st.floats(0.001, 0.2), st.floats(0.001, 0.2))
 def test_a_wider_margin_never_turns_a_pass_into_something_else(
@@ -438,6 +440,7 @@ def test_a_wider_margin_never_turns_a_pass_into_something_else(
         assert relaxed.verdict is Verdict.PASS
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(evaluations)
 def test_a_model_and_its_rival_never_both_harm_each_other(

@@ -69,6 +69,7 @@ def test_tango_reaches_the_ends_where_every_item_is_discordant() -> None:
     assert tango_bounds(0, 30, 30, Z95) == pytest.approx((-1, -lower))
 
 
+@pytest.mark.slow
 @given(counts)
 def test_tango_is_mirrored_when_the_models_trade_places(bcn: tuple[int, int, int]) -> None:
     better, worse, n = bcn
@@ -76,6 +77,7 @@ def test_tango_is_mirrored_when_the_models_trade_places(bcn: tuple[int, int, int
     assert tango_bounds(worse, better, n, Z95) == pytest.approx((-upper, -lower))
 
 
+@pytest.mark.slow
 @given(counts)
 def test_tango_contains_the_estimate_and_narrows_with_alpha(bcn: tuple[int, int, int]) -> None:
     better, worse, n = bcn
@@ -83,6 +85,7 @@ def test_tango_contains_the_estimate_and_narrows_with_alpha(bcn: tuple[int, int,
     assert -1 <= wide[0] <= narrow[0] <= (better - worse) / n <= narrow[1] <= wide[1] <= 1
 
 
+@pytest.mark.slow
 @given(counts, st.floats(1.0, 5.0))
 def test_dividing_counts_by_a_design_effect_widens_the_limits(
     bcn: tuple[int, int, int], inflation: float
@@ -129,6 +132,7 @@ def test_the_naive_rule_would_pass_half_of_all_such_regressions() -> None:
     assert 0.45 < naive < 0.6
 
 
+@pytest.mark.slow
 @given(st.integers(0, 200), st.integers(0, 200))
 def test_mcnemar_mid_p_is_the_binomial_tail_with_half_the_point(better: int, worse: int) -> None:
     binomial = stats.binom(better + worse, 0.5)
@@ -161,6 +165,7 @@ def test_holm_never_shrinks_a_p_value_and_keeps_their_order(p_values: list[float
     assert ranked == sorted(ranked)
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=8), st.randoms(use_true_random=False))
 def test_holm_does_not_depend_on_the_order_of_tasks(p_values: list[float], random: object) -> None:
     order = list(range(len(p_values)))
@@ -185,6 +190,7 @@ def test_mean_bounds_of_one_task_are_the_tasks_own() -> None:
     assert mean_bounds([0.01], [-0.03], [0.04]) == pytest.approx((-0.03, 0.04))
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(st.lists(counts, min_size=1, max_size=6))
 def test_mean_bounds_are_no_wider_than_the_mean_of_bounds(
@@ -198,6 +204,7 @@ def test_mean_bounds_are_no_wider_than_the_mean_of_bounds(
     assert upper <= np.mean(uppers) + 1e-9
 
 
+@pytest.mark.slow
 def test_macro_mean_passes_a_true_regression_of_the_margin_one_time_in_twenty() -> None:
     random = np.random.default_rng(6)
     sizes = [150, 400, 1000]

@@ -36,6 +36,7 @@ def test_looks_come_at_doubled_sizes_and_their_levels_add_up_to_alpha():
     assert list(looks(FIRST_LOOK - 1, 0.05)) == []
 
 
+@pytest.mark.slow
 def test_a_version_that_is_no_worse_seldom_looks_worse_however_often_one_looks():
     random, alarms = np.random.default_rng(0), 0
     for _ in range(300):

@@ -187,6 +187,7 @@ policies = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(alarms, max_size=4), st.lists(starts, max_size=4), policies)
 def test_a_decision_is_the_same_from_what_was_written_down(open_, past, policy):
     situation = Situation(NOW_S, tuple(open_), tuple(past))

@@ -100,6 +100,7 @@ def test_harm_stays_harm():
     assert decide(state).outcome is Outcome.HARM
 
 
+@pytest.mark.slow
 def test_a_new_step_asks_again_whether_the_challenger_is_good():
     state, decision = judged(requests(4_000))
     assert decision.outcome is Outcome.GOOD
@@ -111,6 +112,7 @@ def test_a_new_step_asks_again_whether_the_challenger_is_good():
     assert decide(state).outcome is Outcome.GOOD
 
 
+@pytest.mark.slow
 def test_harm_that_begins_with_the_load_of_a_later_step_is_found():
     state, decision = judged(requests(8_000))
     assert decision.outcome is not Outcome.HARM
@@ -173,6 +175,7 @@ def test_answers_that_lose_their_form_or_their_score_are_harm(signal):
     assert decide(state).signal is signal
 
 
+@pytest.mark.slow
 def test_slowness_is_harm_unless_that_ratio_is_allowed():
     slow = list(requests(4_000, slower=1.3))
     _, decision = judged(slow)
@@ -189,6 +192,7 @@ def test_where_all_requests_go_to_one_arm_nothing_is_learned():
     assert state.evidence == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_arms_that_were_not_drawn_as_recorded_are_noticed_and_are_never_good():
     policy = RolloutPolicy(errors=Tolerance(0.0, 0.2), latency=Tolerance(1.0, None))
     for really in (0.2, 0.3):
@@ -216,6 +220,7 @@ def seen_requests():
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.lists(seen_requests(), max_size=20), st.lists(st.integers(0, 260), max_size=4))
 def test_a_comparison_that_was_saved_and_loaded_anywhere_decides_the_same(few, cuts):
@@ -289,6 +294,7 @@ def test_the_latency_reference_follows_the_champion():
 # -- error rates ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_simulated_comparisons_are_the_real_one():
     world = World(errors=0.02, more_errors=0.01, latency="all", scored=0.3, drift=True)
     source, real = Source(world, np.random.default_rng(1)), Comparison(POLICY)
@@ -320,6 +326,7 @@ def test_the_simulated_comparisons_are_the_real_one():
     assert evidence[0] > 20
 
 
+@pytest.mark.slow
 def test_equal_challengers_are_seldom_taken_back_though_rates_rise_with_the_share():
     # Looked at after every request. More than 25 of 300 at 5 % has a chance of 1 in 200.
     steps = ((0.01, 300), (0.05, 300), (0.25, 900))
@@ -328,6 +335,7 @@ def test_equal_challengers_are_seldom_taken_back_though_rates_rise_with_the_shar
     assert found.naive.mean() > 0.5  # the z-test compares one time with another
 
 
+@pytest.mark.slow
 def test_a_challenger_that_is_worse_is_taken_back():
     found = simulate(World(more_invalid=0.05), ((0.25, 2_500),), 40, seed=8, until="harm")
     assert np.isnan(found.harm).sum() <= 4

@@ -30,6 +30,7 @@ def test_a_share_that_moved_has_an_interval_without_zero():
     assert still.interval[0] < 0 < still.interval[1]
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_as_often_as_they_say():
     chance = np.random.default_rng(2)
     covered = []

@@ -40,12 +40,14 @@ def test_p_values_of_alike_windows_are_uniform(fixed):
     assert np.abs(shares - 0.1).max() < 3.5 * np.sqrt(0.09 / len(p))
 
 
+@pytest.mark.slow
 def test_streams_without_a_change_alarm_less_often_than_the_budget_says():
     budget = Budget(chance=0.2, horizon=40)
     alarms = [any(m.is_alarm for m in follow(stream(seed, 40), budget)) for seed in range(100)]
     assert 0 < np.mean(alarms) <= 0.2
 
 
+@pytest.mark.slow
 def test_the_statistic_averages_the_number_of_windows():
     # A martingale plus n: it is what the guarantee rests on. Its tail is heavy, so medians
     # are far below, and the budget is out of reach.

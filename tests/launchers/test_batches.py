@@ -1,9 +1,12 @@
 """Which rows are in which step; the same however many workers share them."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.launchers.batches import Order, Shares, WithFiller
+
+pytestmark = pytest.mark.slow
 
 
 @settings(deadline=None, max_examples=40)

@@ -56,6 +56,7 @@ def test_reports_arrive_in_order_and_none_is_lost(training):
     assert seen == [(step, 200, {"loss": 1 / (step + 1)}) for step in range(200)]
 
 
+@pytest.mark.slow
 def test_half_a_report_waits_for_its_other_half(training):
     seen = []
     mailbox = Mailbox.beside(training)
@@ -121,6 +122,7 @@ with mailbox.opened(training, lambda *_: None):
 """
 
 
+@pytest.mark.slow
 def test_a_worker_ends_when_its_launcher_was_killed(training):
     import pickle
 

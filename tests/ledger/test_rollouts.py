@@ -60,6 +60,7 @@ def test_what_serves_and_what_is_on_trial_are_read_in_one_moment(world):
     assert world.rollouts.serving("other", ALIAS) == (None, None)
 
 
+@pytest.mark.slow
 def test_batches_are_numbered_without_gaps_whoever_writes_them(world, ledger_url):
     begun = world.start()
     seen = requests(0.1, 0, 3)

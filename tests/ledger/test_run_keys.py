@@ -8,6 +8,8 @@ import sqlalchemy as sa
 
 from penstock.ledger import Ledger, schema
 
+pytestmark = pytest.mark.slow
+
 SPAWN = multiprocessing.get_context("spawn")
 NUM_RACERS = 6
 

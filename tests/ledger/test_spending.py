@@ -226,6 +226,7 @@ def test_usage_is_summed_by_what_is_asked(accounts):
     assert accounts.usage("day", since="2026-11-27") == {"2026-11-27": Usage(14, 140, 14, 1400)}
 
 
+@pytest.mark.slow
 def test_holders_that_come_at_once_in_any_order_draw_the_budget_once(ledger_url, ledger, key_of):
     """Also: two that visit the same keys in other orders never wait for each other for ever."""
     keys = [key_of(budget_tokens=60, tokens_per_min=10**6) for _ in range(3)]

@@ -20,6 +20,8 @@ from penstock.project import open_project
 from penstock.recipe import canonical
 from penstock.stages.base import Silent
 
+pytestmark = pytest.mark.slow
+
 EVEN = {"money": 1, "access": 1}
 NEWS = {"money": 1, "access": 1, "travel": 6}
 # Windows before and after the shift.

@@ -39,6 +39,7 @@ def topics(world):
     return topics_of(world.watch(), chosen_window(world.status, None))
 
 
+@pytest.mark.slow
 def test_the_topic_that_grew_is_shown_by_examples_of_the_new_one(topics):
     assert [one.against for one in topics] == ["training", "since_promotion"]
     for found in topics:
@@ -48,6 +49,7 @@ def test_the_topic_that_grew_is_shown_by_examples_of_the_new_one(topics):
         assert sum(word in TOPICS["travel"] for word in words) > len(words) * 0.8
 
 
+@pytest.mark.slow
 def test_examples_are_shown_without_personal_data(tmp_path):
     world = World(tmp_path / "project")
     world.serve(1)
@@ -60,6 +62,7 @@ def test_examples_are_shown_without_personal_data(tmp_path):
     world.close()
 
 
+@pytest.mark.slow
 def test_examples_that_have_left_the_log_are_said_to_be_gone(tmp_path):
     world = World(tmp_path / "project")
     world.serve(1)
@@ -82,6 +85,7 @@ def test_the_page_needs_nothing_else_and_names_the_alarm(world, topics):
     assert not re.search(r"(src|href)=|@import|url\(", page)
 
 
+@pytest.mark.slow
 def test_the_page_escapes_what_users_wrote(tmp_path):
     world = World(tmp_path / "project")
     world.serve(1)
@@ -163,6 +167,7 @@ def penstock(world, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_the_command_shows_windows_and_writes_the_page(penstock, world, tmp_path):
     page = tmp_path / "drift.html"
     said = penstock("--report", str(page))
@@ -185,6 +190,7 @@ def test_options_that_would_do_nothing_are_refused(penstock, words, message):
         penstock(*words)
 
 
+@pytest.mark.slow
 def test_how_many_windows_were_looked_at_is_shown_while_it_goes_on(tmp_path):
     class Told(Silent):
         def __init__(self):

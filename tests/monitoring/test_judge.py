@@ -72,6 +72,7 @@ def test_each_answer_gets_a_row_with_its_score_and_the_reason(world, server):
     assert (rows[good]["prompt_tokens"], rows[good]["completion_tokens"]) == (100, 20)
 
 
+@pytest.mark.slow
 def test_scores_are_read_from_where_a_reader_left_off(world):
     (first,) = world.answer([GOOD])
     world.run()
@@ -84,6 +85,7 @@ def test_scores_are_read_from_where_a_reader_left_off(world):
     assert list(judged_scores(table, judge="another")) == []
 
 
+@pytest.mark.slow
 def test_nothing_is_asked_twice(world, server):
     world.answer([GOOD, BAD])
     world.run()
@@ -93,6 +95,7 @@ def test_nothing_is_asked_twice(world, server):
     assert len(world.rows()) == 2
 
 
+@pytest.mark.slow
 def test_the_same_question_of_two_users_is_paid_once_and_counts_twice(world, server):
     first = world.answer([GOOD])
     world.num_written = 0  # the next one asks the same
@@ -107,6 +110,7 @@ def test_the_same_question_of_two_users_is_paid_once_and_counts_twice(world, ser
     assert len(server.seen) == 1
 
 
+@pytest.mark.slow
 def test_only_the_versions_own_answers_that_clients_saw_are_judged(world, server):
     world.answer([GOOD], shadow=True)
     world.answer([GOOD], status=500)
@@ -125,6 +129,7 @@ def test_the_sample_goes_by_the_id_and_has_its_share():
     assert all(is_sampled(name, 1.0) for name in names)
 
 
+@pytest.mark.slow
 def test_what_people_have_scored_is_judged_whatever_the_sample_says(build):
     world = build(sample=1e-9)
     first, *_ = world.answer([GOOD, BAD])
@@ -142,6 +147,7 @@ def test_what_is_scored_long_after_it_was_passed_by_is_judged_too(build):
     assert world.run().judged == 1
 
 
+@pytest.mark.slow
 def test_a_larger_sample_takes_what_a_smaller_one_has_passed_by(build):
     world = build(sample=1e-9)
     world.answer([GOOD] * 3, minutes_ago=60 * 24 * 3)
@@ -151,6 +157,7 @@ def test_a_larger_sample_takes_what_a_smaller_one_has_passed_by(build):
     assert world.run().judged == 6
 
 
+@pytest.mark.slow
 def test_the_newest_go_first_where_the_budget_is_short(build):
     world = build(max_questions_per_day=2, num_concurrent=1)
     world.answer([GOOD], minutes_ago=60 * 24 * 3)
@@ -162,6 +169,7 @@ def test_the_newest_go_first_where_the_budget_is_short(build):
     assert world.run().judged == 2
 
 
+@pytest.mark.slow
 def test_people_s_scores_do_not_take_the_whole_budget(build):
     world = build(max_questions_per_day=10, num_concurrent=1)
     world.say(world.answer([GOOD] * 20, minutes_ago=5), 1.0)
@@ -170,6 +178,7 @@ def test_people_s_scores_do_not_take_the_whole_budget(build):
     assert len({row["response_id"] for row in world.rows()} & set(others)) == 5
 
 
+@pytest.mark.slow
 def test_other_criteria_ask_again(world, server):
     world.answer([GOOD])
     world.run()
@@ -178,6 +187,7 @@ def test_other_criteria_ask_again(world, server):
     assert [body["messages"][0]["content"].count("Short.") for body in bodies(server)] == [0, 1]
 
 
+@pytest.mark.slow
 def test_what_is_asked_holds_criteria_question_and_answer(world, server):
     world.answer([GOOD])
     world.run()
@@ -215,6 +225,7 @@ def test_reasons_are_kept_without_personal_data(world, server):
 # -- pairs -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_pair_is_asked_in_both_orders_and_a_version_that_wins_both_is_better(world, server):
     ids = world.answer([GOOD, BAD, GOOD])
     world.shadow(ids, [BAD, GOOD, GOOD])
@@ -233,6 +244,7 @@ def test_a_pair_is_asked_in_both_orders_and_a_version_that_wins_both_is_better(w
     assert world.run(in_pairs=True).judged == 0
 
 
+@pytest.mark.slow
 def test_a_judge_that_prefers_the_first_prefers_nobody(world, server):
     from penstock.monitoring.judge_standing import preferences
 
@@ -244,6 +256,7 @@ def test_a_judge_that_prefers_the_first_prefers_nobody(world, server):
     assert (found.wins, found.losses, found.ties) == (0, 0, 4)
 
 
+@pytest.mark.slow
 def test_pairs_are_asked_about_one_request_and_not_about_two_under_one_id(world, server):
     ids = world.answer([GOOD])
     world.num_written = 0
@@ -253,6 +266,7 @@ def test_pairs_are_asked_about_one_request_and_not_about_two_under_one_id(world,
     assert server.seen == []
 
 
+@pytest.mark.slow
 def test_a_shadow_that_was_asked_something_else_is_no_pair(world, server):
     world.shadow(world.answer([GOOD]), [BAD], prompt="Why?")
     outcome = world.run(in_pairs=True)
@@ -260,6 +274,7 @@ def test_a_shadow_that_was_asked_something_else_is_no_pair(world, server):
     assert server.seen == []
 
 
+@pytest.mark.slow
 def test_half_a_pair_is_gone_on_with(build, server):
     world = build(max_questions_per_day=1, num_concurrent=1)
     ids = world.answer([GOOD])
@@ -275,6 +290,7 @@ def test_half_a_pair_is_gone_on_with(build, server):
 # -- budget ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_more_is_asked_than_a_day_allows(build, server):
     world = build(max_questions_per_day=3, num_concurrent=2)
     world.answer([GOOD] * 5)
@@ -284,6 +300,7 @@ def test_no_more_is_asked_than_a_day_allows(build, server):
     assert len(server.seen) == 3
 
 
+@pytest.mark.slow
 def test_a_budget_of_money_counts_what_questions_cost(build, server):
     price = {"prompt_per_million": 1_000.0, "completion_per_million": 1_000.0}
     world = build(price=price, usd_per_day=4.0, num_concurrent=1, max_reply_tokens=100)
@@ -313,6 +330,7 @@ def test_a_recipe_with_a_budget_of_money_needs_a_price(build):
 # -- what goes wrong ---------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nonsense_is_asked_again_once_and_then_there_is_no_verdict(world, server):
     server.fail = lambda path, body: completion("A solid 5 out of 5!")
     world.answer([GOOD])
@@ -336,6 +354,7 @@ def test_a_judge_that_comes_to_its_senses_has_given_a_verdict(world, server):
     assert world.judge().budget.today().questions == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reply", "note"),
     [
@@ -353,6 +372,7 @@ def test_why_there_is_no_verdict_is_written_down(world, server, reply, note):
     assert note in world.rows()[0]["note"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_judge_that_fails_is_asked_again_another_time(build, server, status):
     world = build(num_concurrent=2)
@@ -372,6 +392,7 @@ def test_a_judge_that_fails_is_asked_again_another_time(build, server, status):
     assert world.run().judged == 6
 
 
+@pytest.mark.slow
 def test_one_question_that_fails_stops_nobody(build, server):
     world = build(num_concurrent=1)
     world.answer([GOOD, "the poisoned one", GOOD])
@@ -394,6 +415,7 @@ def test_a_failure_before_the_budget_ends_is_told_and_is_no_error(build, server)
     assert (outcome.judged, outcome.failed, outcome.left) == (2, 1, 1)
 
 
+@pytest.mark.slow
 def test_what_came_before_an_outage_is_kept(build, server):
     world = build(num_concurrent=1)
     world.answer([GOOD] * 8)
@@ -404,6 +426,7 @@ def test_what_came_before_an_outage_is_kept(build, server):
     assert len(world.rows()) == 3
 
 
+@pytest.mark.slow
 def test_a_slow_judge_is_waited_for_so_long_and_may_have_cost_something(build, server):
     slow = threading.Event()
 
@@ -423,6 +446,7 @@ def test_a_slow_judge_is_waited_for_so_long_and_may_have_cost_something(build, s
     assert world.rows() == []
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_down_is_said_to_be(build):
     world = build()
     world.answer([GOOD])
@@ -455,6 +479,7 @@ def test_a_key_has_no_place_in_the_address(build):
         build(base_url="http://me:secret@127.0.0.1:1/v1")
 
 
+@pytest.mark.slow
 def test_an_unknown_model_is_said_to_be_one(world, server):
     server.fail = None
     world.open(model="another")
@@ -463,6 +488,7 @@ def test_an_unknown_model_is_said_to_be_one(world, server):
         world.run()
 
 
+@pytest.mark.slow
 def test_what_was_paid_for_is_written_before_a_ledger_that_fails_is_told(world, monkeypatch):
     from penstock.errors import LedgerError
 
@@ -552,6 +578,7 @@ def test_a_killed_run_is_gone_on_with_and_pays_again_only_for_what_was_under_way
     assert len({row["response_id"] for row in world.rows()}) == len(world.rows()) == 6
 
 
+@pytest.mark.slow
 def test_the_judge_may_stand_behind_a_gateway(world, server, tmp_path):
     from penstock.serve_section import ModelConfig, Serve
     from penstock.serving.gateway import Surroundings

@@ -13,6 +13,8 @@ from penstock.monitoring.judge_standing import Raters
 from penstock.recipe import canonical
 from penstock.recipe_file import load_recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def running():

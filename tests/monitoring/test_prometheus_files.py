@@ -11,6 +11,8 @@ from penstock.monitoring.prometheus_files import RULES, Addresses, prometheus, p
 from penstock.monitoring.slo_rules import BURN_ALERTS
 from penstock.recipe_file import load_recipe
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 name: demo
 sources: {files: {type: files, paths: data/*.jsonl}}

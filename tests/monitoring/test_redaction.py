@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ def test_halves_of_surrogate_pairs_are_replaced():
     assert redacted("a\ud800 ü 😀") == "a? ü 😀"
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.text(), min_size=1, max_size=50))
 def test_redacting_again_changes_nothing_and_the_results_can_be_stored(texts):

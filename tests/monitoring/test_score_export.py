@@ -204,6 +204,7 @@ def test_a_response_that_waited_too_long_is_given_up(world, tools, monkeypatch):
     assert not sum(world.send(to="langsmith").given_up.values())
 
 
+@pytest.mark.slow
 def test_a_receiver_that_is_down_loses_nothing(world, tools):
     names = [response_id(number=n) for n in range(4)]
     world.writers.say(*map(opinion, names))
@@ -231,6 +232,7 @@ def test_a_busy_receiver_is_asked_again(world, tools):
     assert world.send().num_sent == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("to", "variable"),
     [("langfuse", "LANGFUSE_SECRET_KEY"), ("langsmith", "LANGSMITH_API_KEY")],
@@ -291,6 +293,7 @@ def test_responses_outside_of_the_sample_have_no_trace_to_score(world, tools):
     assert tools.requests == []
 
 
+@pytest.mark.slow
 def test_the_log_knows_which_trace_a_response_belongs_to(world, tools):
     mine, theirs, untraced = response_id(), response_id(), response_id()
     world.writers.log(
@@ -344,6 +347,7 @@ def test_of_two_processes_one_sends(world, tools):
     assert world.send().num_sent == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_before_it_notes_how_far_it_is_sends_once_more(
     world, tools, monkeypatch
 ):
@@ -359,6 +363,7 @@ def test_a_process_that_ends_before_it_notes_how_far_it_is_sends_once_more(
     assert len(tools.scores) == 3
 
 
+@pytest.mark.slow
 def test_long_backlogs_are_noted_on_the_way(world, tools, monkeypatch):
     monkeypatch.setattr(score_export, "_MOST_VERSIONS", 2)
     for number in range(5):
@@ -394,6 +399,7 @@ def test_a_judges_scores_stand_beside_those_of_people(world, tools):
     assert said["metadata"]["judge_model"] == "judge-1"
 
 
+@pytest.mark.slow
 def test_a_judges_new_word_replaces_its_own_and_no_other_judges(world, tools):
     name = response_id()
     writer = RowWriter(world.writers.traffic.judged, JUDGED_SCHEMA, None)

@@ -137,6 +137,7 @@ def test_a_backend_is_told_its_span_and_whether_it_is_sampled(start):
 # -- what is kept ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_sample_is_the_share_that_was_asked_for_and_the_same_everywhere(start):
     tracer, other = start(sample=0.25), start(sample=0.25)
     begun = [tracer.begin() for _ in range(4_000)]
@@ -422,6 +423,7 @@ def test_spans_that_a_receiver_refuses_are_told(start, receiver, outcomes, caplo
     assert "refused 4 spans: 'too old'" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_tracer_that_is_off_loads_no_opentelemetry():
     import subprocess
     import sys

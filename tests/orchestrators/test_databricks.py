@@ -136,6 +136,7 @@ def test_the_bundle_is_valid_by_a_strict_schema_and_an_unknown_key_is_not(files)
             jsonschema.validate(wrong, BUNDLE)
 
 
+@pytest.mark.slow
 def test_nothing_of_a_job_is_lost_in_the_sdks_own_classes(jobs):
     assert list(jobs) == ["support-stages", "support-stage", "support-data"]
     for job in jobs.values():
@@ -347,6 +348,7 @@ def test_an_orchestrators_command_line_replaces_that_of_the_single_stage(client,
         client.jobs.run_now(both, python_params=line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["INTERNAL_ERROR", "BEYOND_THIS_SDK"])
 def test_a_run_that_databricks_lost_is_no_success(client, workspace, jobs, state):
     from databricks.sdk.errors import OperationFailed

@@ -40,6 +40,7 @@ def test_the_second_export_writes_nothing_and_the_check_agrees(export, tmp_path)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_another_image_is_drift_until_it_is_exported(export):
     export("--image", IMAGE)
     newer = IMAGE.replace("0.1.0", "0.2.0")
@@ -48,6 +49,7 @@ def test_another_image_is_drift_until_it_is_exported(export):
     assert export("--image", newer, "--check").exit_code == 0
 
 
+@pytest.mark.slow
 def test_an_overlay_is_the_users_and_what_is_under_base_is_not(export, tmp_path):
     export("--image", IMAGE)
     overlay = tmp_path / "out" / OVERLAY
@@ -63,6 +65,7 @@ def test_an_overlay_is_the_users_and_what_is_under_base_is_not(export, tmp_path)
     assert "# mine" not in gateway.read_text()
 
 
+@pytest.mark.slow
 def test_every_option_of_the_command_is_one_of_the_exports(export, tmp_path):
     (tmp_path / "recipe.yaml").write_text(EVERYTHING)
     words = [

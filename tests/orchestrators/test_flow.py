@@ -35,6 +35,7 @@ def test_a_flow_is_every_stage_after_the_one_before(tmp_path):
     assert [task.after for task in flow.tasks] == [(), *((one,) for one in STAGES[:-1])]
 
 
+@pytest.mark.slow
 def test_a_flow_is_read_without_the_libraries_of_the_stages(tmp_path):
     path = write(tmp_path, "")
     code = (

@@ -141,6 +141,7 @@ def test_what_is_evaluated_and_demanded_is_what_was_asked_for():
     assert "--min mmlu=0.65 --min hellaswag=0.75 --max-regression 0.02" in gate
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(st.text(max_size=30))
 def test_no_option_can_break_out_of_its_place(text):

@@ -88,6 +88,7 @@ def test_every_extra_and_the_torch_are_the_projects_own(lines):
     assert torch in "\n".join(said(lines, "RUN"))
 
 
+@pytest.mark.slow
 def test_commands_of_the_manifests_are_in_it(tmp_path):
     found = set()
     for name, text in exported(tmp_path, EVERYTHING, schedule="@daily").items():

@@ -107,6 +107,7 @@ def told(files, container, tmp_path, monkeypatch):
     return load_recipe(path, overrides_of(sets))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_every_manifest_is_valid_by_strict_schemas(exports, name):
     for manifest in manifests(exports[name]):
@@ -138,6 +139,7 @@ def test_a_field_that_does_not_exist_is_refused_by_the_same_check(exports, kind,
         check(wrong)
 
 
+@pytest.mark.slow
 def test_kustomize_builds_both_overlays_and_development_has_one_gateway(exports, tmp_path):
     if shutil.which("kubectl") is None:
         pytest.skip("there is no kubectl")
@@ -167,6 +169,7 @@ def test_kustomize_builds_both_overlays_and_development_has_one_gateway(exports,
     assert kinds["production"] - kinds["development"] == {"ServiceMonitor", "PrometheusRule"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_no_secret_of_the_environment_is_in_any_file(tmp_path, monkeypatch, name):
     before = exported(tmp_path, ALL[name])
@@ -553,6 +556,7 @@ def test_another_recipe_is_another_config_map_so_that_pods_roll(tmp_path):
     assert before["immutable"]
 
 
+@pytest.mark.slow
 def test_another_recipe_leaves_the_ray_cluster_as_it_is(tmp_path):
     before = exported(tmp_path, EVERYTHING)
     after = exported(tmp_path, EVERYTHING + "  max_queue: 7\n")
@@ -574,6 +578,7 @@ def test_a_secret_in_the_recipe_is_refused_and_not_repeated(tmp_path, written, s
     assert "${VAR}" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_an_adapters_password_is_refused_as_plain_text(tmp_path):
     text = EVERYTHING.replace("${REPLIES_PASSWORD}", "opensesame")
     with pytest.raises(RecipeError, match=r"sources\.replies\.password as plain text") as caught:
@@ -687,6 +692,7 @@ def test_mlflow_understands_its_command(exports):
     assert backend.envvar == "MLFLOW_BACKEND_STORE_URI"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_ray_serve_understands_its_config_and_builds_the_application(exports, tmp_path):
     pytest.importorskip("ray")
@@ -728,6 +734,7 @@ def test_penstock_understands_every_command_line(exports):
     assert seen == {"serve", "run", "model", "watch", "drift", "judge", "scores"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_ray_understands_how_it_is_started(exports):
     from ray.scripts.scripts import start
@@ -744,6 +751,7 @@ def test_ray_understands_how_it_is_started(exports):
             parsed_by(start, [f"--{key}={value}" for key, value in group["rayStartParams"].items()])
 
 
+@pytest.mark.slow
 def test_the_recipe_is_loaded_whatever_the_environment_lacks(tmp_path):
     found = loaded(tmp_path, EVERYTHING)
     assert found.variables == ("PENSTOCK_LEDGER", "REPLIES_PASSWORD")

@@ -10,6 +10,8 @@ from penstock.orchestrators.news import news_of
 from penstock.pipeline import open_pipeline
 from tiny_project import write_project, write_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def recipe(tmp_path):

@@ -20,6 +20,8 @@ from penstock.orchestrators.results import _console_pages
 from penstock.pipeline import open_pipeline
 from tiny_project import write_project, write_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def recipe(tmp_path):

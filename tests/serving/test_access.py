@@ -12,6 +12,8 @@ from penstock.ledger import Ledger
 from penstock.ledger.accounts import Accounts, Balance
 from penstock.ledger.api_keys import ApiKey, ApiKeys
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def own(tmp_path):

@@ -75,6 +75,7 @@ def test_who_gives_up_waiting_leaves_no_trace():
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_retry_after_grows_with_measured_time_and_queue():
     async def main():
         door, _ = admission(max_concurrency=1, max_queue=50)

@@ -83,6 +83,7 @@ def raised(ledger):
     return Alarms(ledger).of("demo")
 
 
+@pytest.mark.slow
 def test_an_alert_becomes_an_alarm_that_says_what_it_rests_on(server, ledger):
     answer = post(server, alert())
     assert answer.status_code == 200
@@ -144,6 +145,7 @@ def test_who_can_sign_needs_to_show_no_secret(server, ledger):
     assert len(raised(ledger)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "headers",
     [
@@ -180,6 +182,7 @@ def test_a_signature_is_of_that_body_at_that_time(server, ledger):
     assert answer.status_code == 401
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [
@@ -214,6 +217,7 @@ def test_a_body_without_end_is_cut_off(gateway, ledger):
     assert answer.status_code == 413
 
 
+@pytest.mark.slow
 def test_a_thousand_alerts_at_once_are_a_thousand_alarms_and_more_are_refused(server, ledger):
     answer = post(server, *(alert(number, annotations={}) for number in range(1_000)))
     assert answer.json() == {"object": "alerts", "firing": 1_000}
@@ -229,6 +233,7 @@ def test_a_label_that_is_a_book_still_makes_an_alarm(server, ledger):
     assert record.alarm.evidence["alert"] == "SloBurnsFast"
 
 
+@pytest.mark.slow
 def test_a_flood_is_told_to_come_again_while_the_gateway_serves(server, ledger, monkeypatch):
     stuck, go = threading.Event(), threading.Event()
     keep = server.gateway.alerts._keep

@@ -44,6 +44,7 @@ def test_any_text_comes_out_as_it_went_in(prompt, text):
     assert "".join(stream(text.encode(), prompt=prompt.encode())) == text
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=80))
 @settings(max_examples=300)
 def test_garbage_bytes_come_out_as_the_whole_decoded_at_once(garbage):
@@ -80,6 +81,7 @@ def cut(text, stop):
     return text
 
 
+@pytest.mark.slow
 @given(st.text("ab c", max_size=30), st.lists(st.text("ab c", min_size=1, max_size=4), max_size=4))
 @settings(max_examples=500)
 def test_the_text_ends_before_the_first_stop_string(text, stop):

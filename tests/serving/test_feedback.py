@@ -78,6 +78,7 @@ def test_feedback_on_an_answer_is_kept_before_it_is_confirmed(server, table):
         assert row["response_id"] == answer["id"]
 
 
+@pytest.mark.slow
 def test_saying_it_again_changes_nothing_and_the_last_word_holds(server, table):
     name = new_response_id("chatcmpl", SERVED)
     for score in (0.2, 0.9, 0.9):
@@ -131,6 +132,7 @@ def test_where_keys_are_asked_for_feedback_says_whose_it_came_with(gateway, tabl
     ledger.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "status", "param"),
     [

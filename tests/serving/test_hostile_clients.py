@@ -66,6 +66,7 @@ def test_a_head_that_does_not_end_is_not_waited_for(gateway, monkeypatch, begin)
     assert error_of(received)["code"] == "timeout"
 
 
+@pytest.mark.slow
 def test_a_head_sent_byte_by_byte_is_not_waited_for(gateway, monkeypatch):
     monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.3)
     server = gateway()
@@ -79,6 +80,7 @@ def test_a_head_sent_byte_by_byte_is_not_waited_for(gateway, monkeypatch):
     assert served(server)
 
 
+@pytest.mark.slow
 def test_a_second_request_may_come_late_on_a_connection_that_is_kept(gateway, monkeypatch):
     monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.1)
     server = gateway()
@@ -156,6 +158,7 @@ def test_a_prompt_of_a_megabyte_is_refused_and_others_go_on(gateway):
     assert answers == [400] * 2
 
 
+@pytest.mark.slow
 def test_a_stream_that_nobody_reads_is_ended_and_its_slot_freed(gateway, events, monkeypatch):
     monkeypatch.setattr(exchange, "_LAST_WORDS_S", 0.2)
     server = gateway(request_timeout_s=3.0, max_concurrency=1)

@@ -46,6 +46,7 @@ def lineage(answer):
     return {name: value for name, value in answer.headers.items() if name in PENNY}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "body", "name"),
     [
@@ -90,6 +91,7 @@ def test_an_error_of_a_model_says_which_version_it_was(server, path, body, statu
     assert answer.headers["x-request-id"]
 
 
+@pytest.mark.slow
 def test_a_stream_that_breaks_has_said_it_at_its_start(server):
     body = TEXT | {"prompt": "hang", "stream": True}
     answer = httpx.post(f"{server.url}/v1/completions", json=body)

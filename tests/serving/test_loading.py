@@ -7,6 +7,8 @@ from penstock.errors import RecipeError
 from penstock.serve_section import ModelConfig, Serve
 from penstock.serving import loading
 
+pytestmark = pytest.mark.slow
+
 
 def load(tmp_path, **model):
     config = ModelConfig(task="embed", **model)

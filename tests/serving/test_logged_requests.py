@@ -11,6 +11,8 @@ from penstock.day_tables import DayTable
 from penstock.monitoring.request_log import RequestLog
 from penstock.serve_section import LogConfig, RouteConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def table(tmp_path):

@@ -12,6 +12,7 @@ def text(tmp_path_factory):
     return ModelText.load(folder)
 
 
+@pytest.mark.slow
 def test_a_conversation_is_encoded_as_the_template_writes_it(text):
     messages = [{"role": "user", "content": "Which file?"}]
     written = text.tokenizer.apply_chat_template(

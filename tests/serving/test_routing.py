@@ -168,6 +168,7 @@ class TestFailures:
 class TestTrial:
     """A challenger beside the champion."""
 
+    @pytest.mark.slow
     def test_it_answers_its_share_and_conversations_stay(self, gateway, pointer, fake_folders):
         server = gateway()
         pointer.challenger, pointer.share = served(fake_folders[2], 2), 0.5
@@ -261,6 +262,7 @@ class TestShadow:
         assert copy.response_id not in answer.text
         assert copy.key_id is None
 
+    @pytest.mark.slow
     def test_one_that_fails_or_hangs_harms_nobody(self, shadowed):
         server, notes = shadowed(timeout_s=0.5)
 

@@ -62,6 +62,7 @@ def test_answers_usage_and_headers_are_ours(gateway, upstream):
     assert answer.headers["x-penstock-run"] == "external"
 
 
+@pytest.mark.slow
 def test_a_dead_server_is_noticed_its_fallback_answers_and_it_comes_back(gateway, upstream):
     server = gateway(more={"big": big(upstream, fallbacks=["penny"])})
     wait_until(lambda: state(server)["answers"] and upstream.asked("/health"))
@@ -165,6 +166,7 @@ class TestLies:
         assert len(events) == 3
         assert len(upstream.asked("/v1/chat/completions")) == 1
 
+    @pytest.mark.slow
     def test_a_server_that_keeps_talking_and_says_nothing_ends_with_the_deadline(
         self, gateway, upstream
     ):
@@ -237,6 +239,7 @@ class TestAnotherGateway:
         with openai.OpenAI(base_url=f"{front.url}/v1", api_key="none", max_retries=0) as client:
             yield client
 
+    @pytest.mark.slow
     def test_every_task_passes_through(self, client):
         turns = [{"role": "user", "content": "say one two"}]
         chat = client.chat.completions.create(model="penny", messages=turns)
@@ -257,12 +260,14 @@ class TestAnotherGateway:
         assert row["label"] == "dog"
         assert [round(one, 3) for one in row["probs"]] == [0.9, 0.1]
 
+    @pytest.mark.slow
     def test_a_refusal_passes_through(self, client):
         with pytest.raises(openai.BadRequestError) as caught:
             client.completions.create(model="penny", prompt="x" * 400)
         assert caught.value.code == "context_length_exceeded"
 
 
+@pytest.mark.slow
 def test_many_streams_at_once_keep_their_own_words(gateway, upstream):
     server = gateway(more={"big": big(upstream, max_concurrency=8)})
     texts = {}

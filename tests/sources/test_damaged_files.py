@@ -94,6 +94,7 @@ def test_a_flipped_bit_in_the_checksum_itself_is_noticed_too(run, name):
     assert_refused(run, f"{name}: not a whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_missing", [1, 9, 50_000])
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_truncated_file_is_refused_and_nothing_is_committed(run, name, num_missing):
@@ -115,6 +116,7 @@ def test_parquet_without_checksums_whose_pages_do_not_unpack_is_refused(run):
     assert_refused(run, r"a\.parquet: not a whole Parquet file")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "pack", "line"),
     [
@@ -133,6 +135,7 @@ def test_a_small_file_of_very_many_lines_is_refused_before_it_fills_the_disk(
     assert_refused(run, f"{name} unpacks to more than [0-9,]+ bytes.*bomb")
 
 
+@pytest.mark.slow
 def test_how_far_a_file_may_unpack_can_be_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "NO_BOMB_BYTES", 1 << 20)
     (tmp_path / "a.jsonl.gz").write_bytes(gz(b'{"x": 1}\n' * 200_000))

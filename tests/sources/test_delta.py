@@ -59,6 +59,7 @@ def ids_of(one, unit=None):
     return [i for batch in one.read(unit or one.snapshot()[0]) for i in batch["id"].to_pylist()]
 
 
+@pytest.mark.slow
 def test_a_table_that_is_appended_to_is_read_by_what_each_version_added(foreign):
     foreign.append(1, 2)
     foreign.append(3)
@@ -73,6 +74,7 @@ def test_a_table_that_is_appended_to_is_read_by_what_each_version_added(foreign)
     assert run.column(ORIGIN)[0].startswith("events/part-")
 
 
+@pytest.mark.slow
 def test_where_units_end_changes_no_row_id(foreign):
     foreign.append(1)
     run = project(foreign)
@@ -84,6 +86,7 @@ def test_where_units_end_changes_no_row_id(foreign):
     assert sorted(run.column("_row_id")) == sorted(other.column("_row_id"))
 
 
+@pytest.mark.slow
 def test_a_compaction_brings_no_row_again(foreign):
     for i in range(5):
         foreign.append(i)
@@ -95,6 +98,7 @@ def test_a_compaction_brings_no_row_again(foreign):
     assert sorted(run.column("id")) == [0, 1, 2, 3, 4, 9]
 
 
+@pytest.mark.slow
 def test_a_commit_without_rows_moves_the_position_and_nothing_else(foreign):
     foreign.append(1)
     run = project(foreign)
@@ -103,6 +107,7 @@ def test_a_commit_without_rows_moves_the_position_and_nothing_else(foreign):
     assert run.ingest()[1]["rows"] == {"out": 0, "total": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["delete", "update", "overwrite", "merge"])
 def test_after_rows_were_rewritten_the_whole_version_comes_again_under_new_ids(foreign, change):
     foreign.append(1, 2, 3)
@@ -138,6 +143,7 @@ def test_rewritten_rows_can_be_refused_with_version_and_operation(foreign):
     assert run.column("id") == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_log_that_was_cleaned_up_beyond_the_position_is_told(foreign):
     foreign.append(1)
     run = project(foreign, rewrites="refuse")
@@ -199,6 +205,7 @@ def test_a_table_made_again_in_the_same_place_is_another_stream(foreign):
     assert len(set(run.column("_row_id"))) == 3
 
 
+@pytest.mark.slow
 def test_partitions_and_columns_that_came_later_are_whole(foreign):
     days = pa.table({"id": [1, 2], "day": [date(2026, 3, 1), None], "word": ["a b/c", "d"]})
     foreign.write(days, partition_by=["day", "word"])
@@ -369,6 +376,7 @@ def _merged(foreign, **rows):
     merge.when_matched_update_all().when_not_matched_insert_all().execute()
 
 
+@pytest.mark.slow
 def test_a_table_that_is_merged_into_is_read_along_a_cursor_without_repeats(foreign):
     foreign.write(pa.table({"id": [1, 2], "text": ["a", "b"], "at": [NOON, NOON]}))
     run = project(foreign, cursor="at", key="id", settle_s=0)
@@ -381,6 +389,7 @@ def test_a_table_that_is_merged_into_is_read_along_a_cursor_without_repeats(fore
     assert run.ingest()[0] == "hit"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
     [
@@ -471,6 +480,7 @@ def lake():
         yield client
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"cursor": "id", "key": "id"}], ids=["files", "cursor"])
 def test_a_table_in_s3_is_read_like_one_in_a_folder(lake, tmp_path, options):
     uri = f"s3://lake/{len(options)}/events"

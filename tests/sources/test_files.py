@@ -131,6 +131,7 @@ def test_compressed_files_give_the_same_rows(tmp_path, name, pack):
     assert letters == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pack"), [("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstd)])
 def test_a_truncated_compressed_file_is_an_error(tmp_path, name, pack):
     many = jsonl([{"n": hashlib.sha256(str(i).encode()).hexdigest()} for i in range(50_000)])
@@ -269,6 +270,7 @@ def test_where_the_files_are_stays_out_of_the_fingerprint(tmp_path):
     assert canonical(here) != canonical(FilesSource.Options(paths="x", format="csv"))
 
 
+@pytest.mark.slow
 def test_a_small_file_that_unpacks_to_a_huge_line_is_one_letter_in_bounded_memory(tmp_path):
     packed = gzip.compress(b'{"x": "' + b"a" * (200 << 20) + b'"}\n{"x": "fine"}\n')
     write(tmp_path, "bomb.jsonl.gz", packed)

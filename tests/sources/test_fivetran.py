@@ -136,6 +136,7 @@ def project(fivetran, warehouse, tmp_path, **more):
     return IngestProject(tmp_path / "p", type="fivetran", **options(fivetran, warehouse, **more))
 
 
+@pytest.mark.slow
 def test_a_run_has_a_sync_made_waits_for_it_and_reads_what_it_landed(fivetran, warehouse, tmp_path):
     fivetran.land = lambda at: warehouse.put(at - timedelta(seconds=9), 1, 2)
     run = project(fivetran, warehouse, tmp_path)
@@ -152,6 +153,7 @@ def test_a_run_has_a_sync_made_waits_for_it_and_reads_what_it_landed(fivetran, w
     assert len(set(run.column("_row_id"))) == 4
 
 
+@pytest.mark.slow
 def test_a_sync_that_brings_nothing_changes_nothing(fivetran, warehouse, tmp_path):
     fivetran.land = lambda at: warehouse.put(START, 1)
     run = project(fivetran, warehouse, tmp_path)
@@ -160,6 +162,7 @@ def test_a_sync_that_brings_nothing_changes_nothing(fivetran, warehouse, tmp_pat
     assert fivetran.syncs == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("force", "syncs"), [(False, 1), (True, 2)])
 def test_a_sync_that_is_running_is_waited_for_or_begun_anew(
     fivetran, warehouse, tmp_path, force, syncs
@@ -184,6 +187,7 @@ def test_a_sync_that_succeeded_a_moment_ago_will_do(fivetran, warehouse, tmp_pat
     assert fivetran.syncs == 0
 
 
+@pytest.mark.slow
 def test_what_the_next_sync_is_landing_waits_for_its_end(fivetran, warehouse, tmp_path):
     def land(at):
         warehouse.put(at - timedelta(seconds=9), 1)
@@ -199,6 +203,7 @@ def test_what_the_next_sync_is_landing_waits_for_its_end(fivetran, warehouse, tm
     assert run.column("id") == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_rows_that_were_deleted_are_left_out_or_kept_with_their_mark(fivetran, warehouse, tmp_path):
     def land(at):
         warehouse.put(START, 1, 3)
@@ -215,6 +220,7 @@ def test_rows_that_were_deleted_are_left_out_or_kept_with_their_mark(fivetran, w
     assert both.column("_fivetran_deleted") == [False, True, False]
 
 
+@pytest.mark.slow
 def test_it_may_land_in_a_delta_table(fivetran, warehouse, tmp_path):
     def land(at):
         rows = {"id": [1, 2], "_fivetran_deleted": [False, True], "_fivetran_synced": [at, at]}
@@ -287,6 +293,7 @@ def test_wrong_credentials_and_ids_are_told_and_not_tried_again(
     assert "s3cret-secret" not in error.value.message
 
 
+@pytest.mark.slow
 def test_limits_and_server_errors_are_waited_out(fivetran, warehouse, tmp_path):
     fivetran.land = lambda at: warehouse.put(START, 1)
     fivetran.faults = [
@@ -348,6 +355,7 @@ def test_key_and_secret_come_from_the_environment_and_are_written_nowhere(
     assert "s3cret-secret" not in run.text()
 
 
+@pytest.mark.slow
 def test_moving_the_warehouse_or_the_connection_reads_nothing_again(fivetran, warehouse, tmp_path):
     fivetran.land = lambda at: warehouse.put(START, 1)
     run = project(fivetran, warehouse, tmp_path)

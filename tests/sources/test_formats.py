@@ -83,6 +83,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @UNHURRIED
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), json_values, max_size=3), max_size=12))
 def test_every_json_line_becomes_exactly_one_row_or_one_dead_letter(objects):

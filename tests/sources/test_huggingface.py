@@ -29,6 +29,7 @@ def write(folder, name, rows):
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.mark.slow
 def test_a_folder_of_data_files_is_read_by_split(tmp_path):
     write(tmp_path / "data", "train.jsonl", ROWS)
     write(tmp_path / "data", "test.jsonl", ROWS[:1])

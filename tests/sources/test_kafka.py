@@ -134,6 +134,7 @@ def test_a_topic_that_does_not_exist_is_refused_with_those_that_do(broker):
     assert not error.value.transient
 
 
+@pytest.mark.slow
 def test_a_batch_has_ten_thousand_rows_at_most(broker):
     topic = broker.topic()
     broker.send(topic, ({"n": n} for n in range(10_001)))
@@ -276,6 +277,7 @@ def test_a_topic_made_anew_while_it_is_read_commits_nothing(broker, monkeypatch)
         read(reader, unit)
 
 
+@pytest.mark.slow
 def test_a_partition_that_ends_before_what_was_pinned_is_said_to_be_shorter(broker):
     topic = broker.topic()
     broker.send(topic, [{"n": n} for n in range(8)])
@@ -317,6 +319,7 @@ def test_a_gap_at_the_end_of_a_unit_ends_it(broker, monkeypatch):
 # -- brokers that do not answer ----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_not_there_is_given_up_after_the_time_allowed():
     nobody = KafkaSource(
         KafkaOptions(topics="t", bootstrap_servers="127.0.0.1:1", timeout_s=0.5), _HERE
@@ -325,6 +328,7 @@ def test_a_broker_that_is_not_there_is_given_up_after_the_time_allowed():
         nobody.snapshot()
 
 
+@pytest.mark.slow
 def test_a_broker_that_goes_down_while_it_is_read_is_an_error_and_later_none(own_broker):
     topic = own_broker.topic()
     own_broker.send(topic, [{"n": n} for n in range(3)])
@@ -338,6 +342,7 @@ def test_a_broker_that_goes_down_while_it_is_read_is_an_error_and_later_none(own
     assert len(read(patient, unit)[0]) == 3
 
 
+@pytest.mark.slow
 def test_a_broker_that_speaks_no_tls_is_an_error_that_says_so(broker):
     reader = source(broker, "t", security={"protocol": "ssl"}, timeout_s=4)
     with pytest.raises(SourceUnavailable, match="SSL_HANDSHAKE") as error:
@@ -476,6 +481,7 @@ def _serialised(registry, topic, kind, values):
     return [write(value, context) for value in values]
 
 
+@pytest.mark.slow
 def test_avro_values_are_read_by_the_schema_they_were_written_with(broker, registry):
     topic = broker.topic()
     values = [{"n": 2**40, "note": None, "at": 1_700_000_000_000, "raw": b"\x00\xff"}]
@@ -550,6 +556,7 @@ def test_values_of_no_or_an_unknown_schema_are_letters(broker, registry):
     assert "unknown to the registry" in letters[3].reason
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(value=st.binary(max_size=40), kind=st.sampled_from(["avro", "json_schema", "protobuf"]))
 def test_no_bytes_at_all_stop_the_reading(registry, value, kind):
@@ -617,6 +624,7 @@ def test_a_registry_with_a_password_gets_it_from_the_environment(broker, monkeyp
 # -- into a table --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_long_unit_is_committed_in_parts_and_gives_the_same_rows(broker, tmp_path):
     topic = broker.topic()
     broker.send(topic, [b"bad" if n % 7 == 3 else {"n": n} for n in range(50)])

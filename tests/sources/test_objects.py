@@ -60,6 +60,7 @@ def rows_of(made, unit):
     return [row for batch in batches for row in batch.to_pylist()]
 
 
+@pytest.mark.slow
 def test_objects_are_found_by_glob_and_read_in_the_order_of_their_keys(bucket):
     put(bucket, "in/b.jsonl", {"n": 2})
     put(bucket, "in/a.jsonl", {"n": 1}, {"n": 3})
@@ -79,6 +80,7 @@ def test_a_copy_under_another_key_is_not_read_twice(bucket):
     assert len(source("s3://lake/*.jsonl").snapshot()) == 1
 
 
+@pytest.mark.slow
 def test_compressed_objects_csv_and_parquet_are_read_like_files(bucket):
     table = pa.table({"n": [1, 2]})
     sink = io.BytesIO()
@@ -90,6 +92,7 @@ def test_compressed_objects_csv_and_parquet_are_read_like_files(bucket):
         assert [row["n"] for row in rows_of(made, made.snapshot()[0])] == [1, 2]
 
 
+@pytest.mark.slow
 def test_an_object_that_changed_or_went_since_it_was_pinned_is_refused(bucket):
     put(bucket, "a.jsonl", {"n": 1})
     made = source("s3://lake/a.jsonl")
@@ -102,6 +105,7 @@ def test_an_object_that_changed_or_went_since_it_was_pinned_is_refused(bucket):
         list(made.read(unit))
 
 
+@pytest.mark.slow
 def test_what_only_marks_a_folder_is_passed_over(bucket):
     bucket.put_object(Bucket="lake", Key="in/", Body=b"")
     bucket.put_object(Bucket="lake", Key="in/deep/", Body=b"")
@@ -112,6 +116,7 @@ def test_what_only_marks_a_folder_is_passed_over(bucket):
         source("s3://lake/in/deep/*").snapshot()
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_said_and_an_empty_object_is_passed_over(bucket):
     bucket.put_object(Bucket="lake", Key="empty.jsonl", Body=b"")
     with pytest.raises(SourceUnavailable, match=r"nothing in s3://lake/empty\.jsonl"):
@@ -124,6 +129,7 @@ def test_what_is_not_there_is_said_and_an_empty_object_is_passed_over(bucket):
         source("s3://lake").snapshot()
 
 
+@pytest.mark.slow
 def test_a_store_that_is_down_or_refuses_is_said_without_the_secret(bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(SourceUnavailable) as error:

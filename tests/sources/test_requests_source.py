@@ -120,6 +120,7 @@ def test_praise_that_comes_before_the_request_is_logged_is_not_lost(project):
     assert [row["response_id"] for row in project.rows()] == [name]
 
 
+@pytest.mark.slow
 def test_each_answer_and_each_correction_is_a_row_once_wherever_units_end(project):
     name = response_id()
     project.log(asked(name))
@@ -263,6 +264,7 @@ def test_a_project_ingests_its_own_traffic_each_row_once(tmp_path):
     assert list(project.ingest()[1]["raw_rows"].values()) == [2]
 
 
+@pytest.mark.slow
 def test_a_review_says_what_reading_does(project):
     names = [response_id(number=i) for i in range(6)]
     project.log(

@@ -77,6 +77,7 @@ def test_a_header_may_link_to_the_next_page(tmp_path):
         assert [r["id"] for r in rows_of(one)] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_run_asks_for_what_is_newer_and_brings_each_row_once(api, tmp_path):
     api.rows = [row(i, seconds=i // 50) for i in range(150)]
     run = project(api, tmp_path, **CURSOR)
@@ -92,6 +93,7 @@ def test_a_run_asks_for_what_is_newer_and_brings_each_row_once(api, tmp_path):
     assert run.column(ORIGIN)[0] == "rows:at=2026-03-01T12:00:00+00:00,id=0"
 
 
+@pytest.mark.slow
 def test_a_fetched_page_is_not_fetched_again_to_be_read(api, tmp_path):
     api.rows = [row(i) for i in range(250)]
     project(api, tmp_path, **CURSOR).ingest()
@@ -125,6 +127,7 @@ def test_on_another_host_a_whole_is_asked_for_again_and_must_be_the_same(api, tm
         rows_of(source(api, tmp_path / "elsewhere"), unit)
 
 
+@pytest.mark.slow
 def test_without_a_cursor_the_same_rows_are_a_hit_and_other_rows_come_whole(api, tmp_path):
     api.rows = [row(1), row(2)]
     run = project(api, tmp_path)
@@ -149,6 +152,7 @@ def test_a_time_counts_only_once_it_is_settled(api, tmp_path):
     assert [r["id"] for r in rows_of(one)] == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("type_", "values", "asked"),
     [("integer", [5, 7], "5"), ("date", ["2026-03-01", "2026-03-02"], "2026-03-01")],
@@ -223,6 +227,7 @@ def test_a_page_for_people_in_place_of_json_is_shown(api, tmp_path):
         source(api, tmp_path).snapshot()
 
 
+@pytest.mark.slow
 def test_a_failure_on_a_later_page_pins_nothing(api, tmp_path):
     api.rows = [row(i) for i in range(250)]
     api.faults = [None, None, http_api.html]
@@ -328,6 +333,7 @@ def test_a_page_counter_that_the_api_does_not_send_is_told(tmp_path):
         source(api, tmp_path, paginator="offset", paginator_options={"limit": 1}).snapshot()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("null_cursor", ["refuse", "leave_out"])
 def test_along_a_cursor_too_rows_that_are_no_objects_become_dead_letters(tmp_path, null_cursor):
     body = {"data": [row(1), "text", None, [2], row(3)], "next": None}
@@ -344,6 +350,7 @@ def test_along_a_cursor_too_rows_that_are_no_objects_become_dead_letters(tmp_pat
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, CURSOR], ids=["whole", "cursor"])
 def test_what_is_no_number_makes_a_dead_letter_of_its_row_as_in_json_lines(tmp_path, options):
     rows = [row(1), row(2) | {"x": math.nan}, row(3) | {"y": [{"z": -math.inf}]}, row(4)]
@@ -370,6 +377,7 @@ def test_rows_that_are_no_objects_become_dead_letters(tmp_path):
     assert {letter["excerpt"] for letter in run.dead_letters()} == {'"text"', '{"id": "two"}'}
 
 
+@pytest.mark.slow
 def test_rows_that_read_alike_to_a_person_are_told_apart(api, tmp_path):
     ids = [1, "1", "\ud800", "\ud801", 2, 3, 4, 5, "True", True]
     api.rows = [{**row(0), "id": i} for i in ids]
@@ -381,6 +389,7 @@ def test_rows_that_read_alike_to_a_person_are_told_apart(api, tmp_path):
     assert len({*origins, *run.column(ORIGIN)}) == len(ids)
 
 
+@pytest.mark.slow
 def test_no_keys_of_one_row_stop_an_api(api, tmp_path):
     poison = [{"_row_id": 1}, {"\ud800": 1}, {"o": {"\ud800": 1}}]
     api.rows = [row(1), *({**row(2 + i), **more} for i, more in enumerate(poison)), row(9)]

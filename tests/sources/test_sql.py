@@ -77,6 +77,7 @@ def rows_of(one, unit=None):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_brings_what_lies_beyond_the_last_and_nothing_twice(database, tmp_path):
     database.add(1, 2, 3)
     run = project(database, tmp_path, cursor="id")
@@ -97,6 +98,7 @@ def test_an_empty_table_is_no_news_and_its_first_rows_come_when_they_are_there(d
     assert run.column("id") == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_purged_table_changes_nothing_that_was_ingested(database, tmp_path):
     database.add(1, 2)
     run = project(database, tmp_path, cursor="id")
@@ -108,6 +110,7 @@ def test_a_purged_table_changes_nothing_that_was_ingested(database, tmp_path):
     assert run.column("id") == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_rows_with_one_timestamp_are_all_kept_apart_and_come_together(database, tmp_path):
     database.add(*range(2_500))
     database.add(9_000, changed=NOON + timedelta(microseconds=1))
@@ -133,6 +136,7 @@ def test_equal_rows_without_a_key_are_counted_and_get_ids_of_their_own(
     assert rows_of(source(database, tmp_path, **what, cursor="at")) == first
 
 
+@pytest.mark.slow
 def test_where_units_end_changes_no_row_id(database, tmp_path):
     database.add(1, 2)
     one = project(database, tmp_path / "one", cursor="changed")
@@ -151,6 +155,7 @@ def test_a_key_that_two_rows_share_is_refused_with_its_values(database, tmp_path
     assert "key" in error.value.hint
 
 
+@pytest.mark.slow
 def test_a_changed_row_comes_again_as_another_row(database, tmp_path):
     database.add(1, 2)
     run = project(database, tmp_path, cursor="changed")
@@ -163,6 +168,7 @@ def test_a_changed_row_comes_again_as_another_row(database, tmp_path):
     assert len(set(run.column("_row_id"))) == 3
 
 
+@pytest.mark.slow
 def test_a_time_counts_only_once_it_is_settled(database, tmp_path):
     now = datetime.now(UTC).replace(tzinfo=None)
     database.add(1, changed=now - timedelta(hours=2))
@@ -178,6 +184,7 @@ def test_a_time_counts_only_once_it_is_settled(database, tmp_path):
     assert run.column("id") == [1, 4, 2]
 
 
+@pytest.mark.slow
 def test_a_date_counts_only_once_its_day_is_over(database, tmp_path):
     database.execute("CREATE TABLE days (id BIGINT PRIMARY KEY, day DATE)")
     today = datetime.now(UTC).date()
@@ -192,6 +199,7 @@ def test_a_date_counts_only_once_its_day_is_over(database, tmp_path):
     assert run.column("id") == [0, 1, 9]
 
 
+@pytest.mark.slow
 def test_a_smaller_number_that_commits_late_is_waited_for(postgres, tmp_path):
     postgres.add(1)
     slow = postgres.begin()
@@ -205,6 +213,7 @@ def test_a_smaller_number_that_commits_late_is_waited_for(postgres, tmp_path):
     assert run.column("id") == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_without_a_cursor_a_table_comes_whole_and_again_when_a_row_changed(database, tmp_path):
     database.add(2, 1)
     run = project(database, tmp_path)
@@ -295,6 +304,7 @@ def test_times_in_sqlite_that_do_not_sort_as_text_are_refused(tmp_path, stored):
         source(database, tmp_path, cursor="changed").snapshot()
 
 
+@pytest.mark.slow
 def test_text_among_the_numbers_of_a_sqlite_column_costs_its_row_and_no_other(tmp_path):
     database = Database(f"sqlite:///{tmp_path / 'shop.db'}")
     database.execute("CREATE TABLE loose (id INTEGER PRIMARY KEY, n INTEGER)")
@@ -311,6 +321,7 @@ def test_text_among_the_numbers_of_a_sqlite_column_costs_its_row_and_no_other(tm
     assert run.column("n") == [10, 40, 60]
 
 
+@pytest.mark.slow
 def test_values_of_many_types_arrive_as_what_they_are(postgres, tmp_path):
     postgres.execute(
         "CREATE TABLE kinds (id NUMERIC(20,0) PRIMARY KEY, b BOOLEAN, f FLOAT, d NUMERIC(10,2), "
@@ -340,6 +351,7 @@ def test_a_query_may_join_hold_colons_and_rename(postgres, tmp_path):
     assert [row["instruction"] for row in rows_of(one)] == ["q1:x", "q2:x"]
 
 
+@pytest.mark.slow
 def test_rows_are_streamed_and_come_in_bounded_batches(postgres, tmp_path):
     postgres.execute(
         "INSERT INTO questions SELECT i, repeat('x', 100), now() FROM generate_series(1, 25000) i"
@@ -349,6 +361,7 @@ def test_rows_are_streamed_and_come_in_bounded_batches(postgres, tmp_path):
     assert sizes == [10_000, 10_000, 5_000]
 
 
+@pytest.mark.slow
 def test_reading_sees_one_state_of_the_database(postgres, tmp_path):
     postgres.execute("INSERT INTO questions SELECT i, 'x', now() FROM generate_series(1, 12000) i")
     one = source(postgres, tmp_path)
@@ -484,6 +497,7 @@ def test_a_connection_is_tried_for_more_than_once(postgres, tmp_path, hurry, mon
     assert refusals == []
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_while_rows_are_read_is_an_outage(postgres, tmp_path):
     postgres.add(*range(25_000))
     one = source(postgres, tmp_path, cursor="id")

@@ -53,6 +53,7 @@ def test_a_version_that_writes_is_no_baseline_of_a_classifier(tmp_path):
     assert "register.model" in refused.value.hint
 
 
+@pytest.mark.slow
 def test_an_encoder_is_packaged_a_folder_or_of_the_hub_at_a_commit(tmp_path):
     packaged = encoder_base(recipe(), Classifier())
     assert packaged.label == "all-MiniLM-L6-v2"

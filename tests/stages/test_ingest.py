@@ -82,6 +82,7 @@ def test_rows_come_in_the_order_of_files_and_lines_and_know_their_origin(project
     assert set(project.column("_source")) == {"files"}
 
 
+@pytest.mark.slow
 def test_a_file_seen_before_is_not_read_again(project, monkeypatch):
     project.jsonl("a.jsonl", {"x": 1})
     project.ingest()
@@ -183,6 +184,7 @@ def test_a_name_that_differs_from_a_columns_only_in_case_makes_dead_letters(proj
     assert letters == ["data/b.jsonl:2", "data/c.jsonl:1", "data/d.parquet:2"]
 
 
+@pytest.mark.slow
 def test_a_row_that_goes_to_the_dead_letters_changes_no_id_of_the_rows_beside_it(tmp_path):
     ids = []
     for name, first in (("one", {"x": 1}), ("two", {"x": "text"})):
@@ -203,6 +205,7 @@ def test_types_that_change_within_a_file_are_told_apart_row_by_row(project):
     assert (project.column("y"), summary["dead_letters"]) == (["a"], 1)
 
 
+@pytest.mark.slow
 def test_a_number_that_is_whole_goes_into_a_column_of_whole_numbers_and_no_other(project):
     project.jsonl("a.jsonl", {"x": 1})
     project.ingest()
@@ -212,6 +215,7 @@ def test_a_number_that_is_whole_goes_into_a_column_of_whole_numbers_and_no_other
     assert [letter["excerpt"] for letter in project.rows(DEAD_LETTERS)] == ["2.5"]
 
 
+@pytest.mark.slow
 def test_new_columns_are_noted_once(project):
     project.jsonl("a.jsonl", {"x": 1})
     assert project.ingest()[1]["new_columns"] == []
@@ -243,6 +247,7 @@ def test_a_whole_number_goes_into_a_column_of_numbers(project):
     assert project.column("x") == [1.5, 2.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("type_", "values", "again"),
     [
@@ -329,6 +334,7 @@ def test_lines_that_are_no_rows_are_counted_and_kept_with_file_line_and_reason(p
     assert all(letter["reason"] for letter in (first, second))
 
 
+@pytest.mark.slow
 def test_dead_letters_are_counted_for_the_new_files_only(project):
     project.jsonl("a.jsonl", {"x": 1}, "bad")
     assert project.ingest()[1]["dead_letters"] == 1
@@ -352,6 +358,7 @@ def crash_before_the_rows(project, monkeypatch):
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_a_crash_between_the_dead_letters_and_the_rows_is_made_up_for(project, monkeypatch):
     project.jsonl("a.jsonl", {"x": 1}, "bad")
     crash_before_the_rows(project, monkeypatch)
@@ -392,6 +399,7 @@ def test_a_crash_before_the_record_changes_neither_rows_nor_numbers(project, mon
     assert project.column("x") == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_row_ids_are_the_same_in_another_store_and_never_twice_in_one(tmp_path):
     one, two = Project(tmp_path / "one"), Project(tmp_path / "two")
     for project in (one, two):
@@ -419,6 +427,7 @@ def test_sources_have_tables_of_their_own_and_their_types_never_meet(project):
     assert project.column("x") == [1]
 
 
+@pytest.mark.slow
 def test_a_file_without_rows_is_passed_over_and_not_asked_again(project):
     project.parquet("a.parquet", x=pa.array([], pa.int64()))
     project.parquet("b.parquet", x=pa.array([7]))
@@ -485,6 +494,7 @@ def tape(project):
     return project
 
 
+@pytest.mark.slow
 def test_a_stream_that_grows_is_read_from_where_it_was_committed(tape):
     (tape.folder / "tape.txt").write_text("10 x 12")
     tape.ingest()
@@ -497,6 +507,7 @@ def test_a_stream_that_grows_is_read_from_where_it_was_committed(tape):
     assert "_offset" not in tape.table().schema().names
 
 
+@pytest.mark.slow
 def test_where_a_unit_ends_changes_no_row_id(tmp_path):
     ids = []
     for name, lengths in (("one", (3,)), ("two", (1, 2, 3))):

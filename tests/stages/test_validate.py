@@ -496,6 +496,7 @@ def test_a_row_that_is_no_number_counts_where_a_range_need_only_mostly_hold(proj
     assert summary["rows"]["quarantined"] == 1
 
 
+@pytest.mark.slow
 def test_rules_about_rows_hold_rows_back_beside_the_expectations(project):
     rules = "[{type: encoding, columns: [instruction]}]"
     project.set(text=RULES, expectations=rules, max_bad_rows=0.9)

@@ -38,6 +38,7 @@ def test_text_is_brought_to_one_form(text, clean):
     assert normalise(text) == [clean]
 
 
+@pytest.mark.slow
 @UNHURRIED
 @given(st.lists(TEXT | st.none()))
 def test_normalising_twice_changes_nothing(texts):

@@ -75,6 +75,7 @@ def test_without_items_every_row_stays():
 WORDS = st.lists(st.sampled_from("abc"), max_size=8)
 
 
+@pytest.mark.slow
 @UNHURRIED
 @given(st.lists(WORDS, max_size=6), st.lists(WORDS, max_size=4), st.integers(1, 4))
 def test_exactly_the_rows_with_a_run_in_common_are_removed(rows, items, ngram):

@@ -9,6 +9,7 @@ from penstock.transforms.keys import row_keys
 VALUES = st.none() | st.text("a:-1", max_size=3)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(VALUES, VALUES), max_size=20))
 def test_keys_are_equal_exactly_when_all_values_are(rows):

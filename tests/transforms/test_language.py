@@ -52,6 +52,7 @@ def test_texts_too_short_to_tell_stay_unless_asked_for():
     assert run("Guten Tag!", min_characters=5)[0] == []
 
 
+@pytest.mark.slow
 def test_a_choice_of_languages_makes_the_probability_about_those_alone():
     text = "What is 2+2, and is it so?"
     assert run(text, min_probability=0.99)[0] == []
@@ -62,6 +63,7 @@ def test_only_the_beginning_of_a_long_text_is_read():
     assert run(ENGLISH * 40 + GERMAN * 4000)[0] == [0]
 
 
+@pytest.mark.slow
 def test_languages_that_are_not_known_are_errors_that_list_those_that_are():
     with pytest.raises(RecipeError, match=r"'eng' is not a language.*Did you mean 'en'"):
         run(ENGLISH, keep=("eng",))
@@ -77,6 +79,7 @@ def test_columns_must_be_text():
         Language(Language.Options(columns=("n",)))(rows)
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_named_with_the_extra_to_install():
     script = """
 import sys

@@ -92,6 +92,7 @@ def test_a_chain_of_small_changes_is_not_followed_to_the_end(tmp_path):
     assert gone
 
 
+@pytest.mark.slow
 @UNHURRIED
 @given(TEXTS, st.sampled_from([0.5, 0.8, 1.0]), st.integers(1, 3), st.integers(1, 9))
 def test_every_removed_row_names_an_earlier_kept_row_that_it_is_like(
@@ -108,6 +109,7 @@ def test_every_removed_row_names_an_earlier_kept_row_that_it_is_like(
         assert float(stated) == pytest.approx(found, abs=0.006)
 
 
+@pytest.mark.slow
 @UNHURRIED
 @given(TEXTS, TEXTS, st.sampled_from(["first", "all"]), st.integers(1, 9))
 def test_rows_that_arrive_later_change_nothing_about_those_that_were_there(
@@ -119,6 +121,7 @@ def test_rows_that_arrive_later_change_nothing_about_those_that_were_there(
         assert {i: row for i, row in now.items() if i < len(old)} == was
 
 
+@pytest.mark.slow
 @UNHURRIED
 @given(TEXTS)
 def test_equal_rows_always_share_a_fate(tmp_path, texts):
@@ -144,6 +147,7 @@ def test_nearly_all_planted_near_duplicates_are_found_and_no_other_row_is_remove
     assert len(gone) >= 490
 
 
+@pytest.mark.slow
 def test_rows_that_differ_in_one_word_of_many_give_pairs_in_proportion_to_rows(
     tmp_path, monkeypatch
 ):
@@ -163,6 +167,7 @@ def test_rows_that_differ_in_one_word_of_many_give_pairs_in_proportion_to_rows(
     assert seen[0] < 16 * 2000
 
 
+@pytest.mark.slow
 def test_equal_rows_are_not_even_compared(tmp_path, monkeypatch):
     from penstock.transforms import near_dedupe
 
@@ -178,6 +183,7 @@ def test_equal_rows_are_not_even_compared(tmp_path, monkeypatch):
 # -- clusters ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @UNHURRIED
 @given(TEXTS, st.integers(0, 5))
 def test_near_duplicates_that_are_kept_are_never_on_both_sides_of_a_split(tmp_path, texts, seed):

@@ -36,6 +36,7 @@ def packed(rows, how, max_length=8, apart=True, window=40, cuts=()):
     return blocks, pa.concat_tables([PIECES.empty_table(), *(one.pieces for one in out)])
 
 
+@pytest.mark.slow
 @HOW
 @settings(deadline=None)
 @given(lengths=ROWS)
@@ -61,6 +62,7 @@ def test_no_block_is_too_long_and_its_lengths_add_up(how, lengths):
         assert 0 < len(block["input_ids"]) == len(block["labels"]) == sum(block[LENGTHS]) <= 8
 
 
+@pytest.mark.slow
 @HOW
 @settings(deadline=None)
 @given(lengths=ROWS, cuts=st.lists(st.integers(0, 25), max_size=4))
@@ -71,6 +73,7 @@ def test_however_rows_are_cut_into_batches_the_same_blocks_come_out(how, lengths
     assert one[1].to_pylist() == other[1].to_pylist()
 
 
+@pytest.mark.slow
 @HOW
 @settings(deadline=None)
 @given(lengths=ROWS)
@@ -83,6 +86,7 @@ def test_kept_apart_no_row_is_learned_as_the_continuation_of_another(how, length
         assert [block["labels"][i] for i in others] == [block["input_ids"][i] for i in others]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(lengths=ROWS)
 def test_rows_that_fit_a_block_stay_whole(lengths):
@@ -92,6 +96,7 @@ def test_rows_that_fit_a_block_stay_whole(lengths):
         assert len(mine) == -(-length // 8)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(lengths=ROWS)
 def test_split_fills_every_block_but_the_last(lengths):

@@ -126,6 +126,7 @@ def test_text_made_to_be_slow_is_not(text):
     assert isinstance(redacted(text), str)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.none() | st.text(st.sampled_from("a@.b:1+-4 \né"), max_size=40), max_size=5))
 def test_redacting_twice_changes_nothing(texts):

@@ -3,10 +3,13 @@
 from collections import Counter
 
 import polars as pl
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from penstock.transforms import repetition
+
+pytestmark = pytest.mark.slow
 
 # Few different words, so that phrases repeat.
 TEXTS = st.lists(

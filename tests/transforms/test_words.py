@@ -36,6 +36,7 @@ def test_numbers_never_change_between_versions_of_penstock_or_its_libraries():
     assert numbers("Hello Straße") == [8694658819824496936, 15106273225805399962]
 
 
+@pytest.mark.slow
 @UNHURRIED
 @given(TEXTS, st.integers(1, 4))
 def test_a_text_has_the_same_words_alone_as_among_others(texts, length):

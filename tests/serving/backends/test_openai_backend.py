@@ -421,6 +421,7 @@ class TestLies:
         upstream.answer = answering(both)
         assert answered(elsewhere(), chat("x"))[0] == "ours"
 
+    @pytest.mark.slow
     def test_a_stream_that_stays_open_behind_its_end_holds_nobody_up(self, elsewhere, upstream):
         upstream.answer = answering(said("one", "stop"), forever)
         text, last = answered(elsewhere(), chat("x"))

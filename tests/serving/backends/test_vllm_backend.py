@@ -88,6 +88,7 @@ def cmdline(process):
 
 
 class TestStarted:
+    @pytest.mark.slow
     def test_it_is_told_what_to_serve_and_answers_only_us(self, loaded, python, folder, tmp_path):
         backend = loaded(python="python", args=["--dtype", "float32", "--max-num-seqs", 4])
         assert ids_of(backend, [50, 60, 70]) == ([70, 60, 50], "stop")
@@ -99,6 +100,7 @@ class TestStarted:
         assert backend._server.key not in words
         assert httpx.get(f"{backend._server.url}/models").status_code == 401
 
+    @pytest.mark.slow
     def test_one_that_dies_is_unwell_at_once_and_is_started_again(self, loaded, python, tmp_path):
         backend = loaded(python="python")
 
@@ -131,6 +133,7 @@ class TestStarted:
             loaded(python="python")
         assert f"vllm-{os.getpid()}.log" in caught.value.hint
 
+    @pytest.mark.slow
     def test_one_that_never_comes_up_is_given_up(self, loaded, python, folder):
         (folder / "slow").touch()
         with pytest.raises(ServingError, match=r"was not up after 0\.5 s"):
@@ -280,6 +283,7 @@ class TestOptions:
             VllmOptions.model_validate(options)
 
 
+@pytest.mark.slow
 def test_a_version_served_by_a_vllm_that_dies_is_answered_by_its_fallback(
     gateway, pointer, folder, python, monkeypatch
 ):
