@@ -7,8 +7,9 @@ export OMP_NUM_THREADS ?= 2
 # Beside other tests a second thread costs more than it brings, most of all one that spins.
 test test-fast test-vllm: export OMP_NUM_THREADS := 1
 test test-fast test-vllm: export OMP_WAIT_POLICY ?= PASSIVE
-# Tests wait for one thing or another a third of the time, so there is one more than cores.
+# Slow tests wait for one thing or another a third of the time, so there is one more than cores.
 WORKERS ?= $(shell expr $$(nproc) + 1)
+test-fast: WORKERS := $(shell nproc)
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder -o tmp_path_retention_policy=failed
 # In memory, where that is possible: tests make and remove tens of thousands of small files.
 test test-fast test-vllm: export TMPDIR := $(shell scripts/test-folder.sh)

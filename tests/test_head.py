@@ -22,6 +22,7 @@ def rows():
     return vectors.astype(np.float32), targets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regularisation", [0.1, 10.0])
 def test_a_fit_is_the_one_that_scikit_learn_finds(rows, regularisation):
     from sklearn.linear_model import LogisticRegression

@@ -231,6 +231,7 @@ def _open(url, number):
     return ledger.pinned(f"key {number}")
 
 
+@pytest.mark.slow
 def test_eight_processes_may_open_a_new_ledger_at_once(ledger_url, race):
     assert race(_open, ledger_url) == list(range(NUM_RACERS))
 

@@ -320,6 +320,7 @@ class TestAWholePreparationDependsOnTheRowsAlone:
     near=settings(UNHURRIED, max_examples=10),  # each compares whole preparations
     chosen={"texts": MANY_SHORT_TEXTS, "ends": [3, 9], "keep": "all"},
 )
+@pytest.mark.slow
 class TestNearDuplicatesAreTheSameEverywhereHoweverRowsWereCut:
     def check(self, engine, reference, texts, ends, keep):
         table = table_of(texts)

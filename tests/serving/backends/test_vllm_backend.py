@@ -121,6 +121,7 @@ class TestStarted:
         assert asyncio.run(asyncio.wait_for(main(), 60))[0] == (50,)
         assert (tmp_path / "cache" / f"vllm-{os.getpid()}.log.1").exists()
 
+    @pytest.mark.slow
     def test_closing_it_ends_its_process(self, loaded, python):
         backend = loaded(python="python")
         child = child_of(backend)
