@@ -173,14 +173,21 @@ class _Conducted:
         look = self._rollouts.look(self._id)
         if not look.rollout.is_open:
             return False
-        turn = self._read_on(look)
+        if self._decide(look):
+            return True
+        if look.rollout.state is not State.PROMOTING:
+            self._save(look.rollout)
+        elif self._promote(look.rollout):
+            # At once: who sees that the version serves may end this process.
+            self._decide(self._rollouts.look(self._id))
+        return True
+
+    def _decide(self, look: Look) -> bool:
+        """Make the move that is due, if there is one."""
+        turn = self._read_on(look) if look.rollout.is_open else None
         if turn is not None:
             self._move(look.rollout, turn)
-        elif look.rollout.state is State.PROMOTING:
-            self._promote(look.rollout)
-        else:
-            self._save(look.rollout)
-        return True
+        return turn is not None
 
     def _read_on(self, look: Look) -> Turn | None:
         """Take in new batches up to one after which something is due."""
@@ -216,23 +223,25 @@ class _Conducted:
             self._rollouts.save(rollout, self._evidence.checkpoint())
             self._saved_at_s = now_s
 
-    def _promote(self, rollout: Rollout) -> None:
-        """Move the pointer; the next look sees that it has moved."""
+    def _promote(self, rollout: Rollout) -> bool:
+        """Move the pointer; returns whether the next look may see that it has moved."""
         if time.monotonic() < self._retry_at_s:
-            return
+            return False
         try:
             production = self._promoters(rollout.model, rollout.alias)
             move_pointer(self._rollouts, rollout, production)
+            return True
         except StoreError as error:
             if error.transient:
                 self._wait(rollout, error)
-                return
+                return False
             # Whatever the observations said, these are not the files that were registered.
             now_s = self._rollouts.look(self._id).now_s
             after = ended(rollout, State.STOPPED, error.message, now_s)
             self._move(rollout, Turn(Action.STOP, after))
         except PenstockError as error:
             self._wait(rollout, error)
+        return False
 
     def _wait(self, rollout: Rollout, error: PenstockError) -> None:
         trouble = f"{error.message} {error.hint}".strip()
