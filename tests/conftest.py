@@ -20,7 +20,7 @@ from penstock.ledger import Ledger
 # Built once in a test process: seventy commands take a tenth of a second, at each of many calls.
 typer.main.get_command = typer.testing._get_command = functools.cache(typer.main.get_command)
 
-# So are the certificates that each of a thousand clients would read, in 40 ms of processor time.
+# So are the certificates, which each of a thousand clients would read and parse.
 httpx_transports.create_ssl_context = functools.cache(httpx_transports.create_ssl_context)
 
 # Servers of the standard library look twice a second whether they shall stop; here many stop.

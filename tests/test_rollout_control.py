@@ -245,6 +245,16 @@ def test_who_promotes_what_is_being_promoted_already_is_written_down_with_the_re
     assert same(world, begun)
 
 
+def test_who_is_told_to_end_as_the_pointer_moves_leaves_no_open_rollout(world):
+    begun = world.start()
+    world.registry.error = RegistryError("MLflow is away.")  # so that the pointer does not move
+    with pytest.raises(RegistryError):
+        promote_now(world.rollouts, begun, world.production, "it is urgent")
+    world.registry.error = None
+    conduct(world.ledger, begun, world.promoters, After(1), poll_s=0)
+    assert (world.rollouts.find(begun.id).state, world.serving) == (State.PROMOTED, 2)
+
+
 def test_a_trial_is_not_promoted_as_another_model(world):
     begun, other = world.start(2), dataclasses.replace(world.production, name="other")
     for number in (1, 2):

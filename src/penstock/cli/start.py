@@ -38,8 +38,8 @@ def init(
 def demo(
     folder: Annotated[Path, typer.Option(help="Where to play it.")] = Path("demo"),
     serve: Annotated[bool, typer.Option("--serve", help="Leave the server up.")] = False,
-    port: Annotated[int, typer.Option(help="Where to serve; 0 picks.")] = 8000,
-    metrics_port: Annotated[int, typer.Option(help="Of metrics; 0 picks.")] = 9090,
+    port: Annotated[int, typer.Option(help="Where to serve; 0: any free port.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="Of metrics; 0: any free port.")] = 9090,
     seed: Annotated[int | None, typer.Option(help="Another seed, another run.")] = None,
 ) -> None:
     """Play the loop in three acts on this Python's own documentation."""

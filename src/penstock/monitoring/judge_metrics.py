@@ -34,6 +34,8 @@ class JudgeMetrics:
         self.questions = gauge("questions_today", "Questions asked since midnight UTC.")
         self.usd = gauge("usd_today", "US dollars spent since midnight UTC.")
         self.looked_at = gauge("last_look_timestamp_seconds", "When answers were judged last.")
+        for one in (self.kappa, self.kappa_low, self.kappa_high, self.alpha):
+            one.set(math.nan)  # before the first look nothing is known, and 0 would be a finding
 
     def show(self, status: Status, now_s: float) -> None:
         """Replace what is shown; a version that is no longer judged goes, what is unknown is NaN.

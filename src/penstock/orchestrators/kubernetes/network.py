@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from penstock.orchestrators.kubernetes.observers import DRIFT, JUDGE, METRICS_PORT
+from penstock.orchestrators.kubernetes.observers import MEASURED, METRICS_PORT, observers
 from penstock.orchestrators.kubernetes.project import (
     COLLECTOR_PORT,
     MLFLOW_PORT,
@@ -43,11 +43,11 @@ def network_policies(project: Project) -> list[Manifest]:
     if serve.metrics_port is not None:
         monitoring = [_namespace(project.options.monitoring_namespace)]
         found.append(_from(project, "gateway", monitoring, [serve.metrics_port], "metrics"))
-        asked = {DRIFT: recipe.observe.drift, JUDGE: recipe.observe.judge}
+        made = observers(project)
         found += [
-            _from(project, component, monitoring, [METRICS_PORT], "metrics")
-            for component, section in asked.items()
-            if section is not None
+            _from(project, one, monitoring, [METRICS_PORT], "metrics")
+            for one in MEASURED
+            if one in made
         ]
     if recipe.serve.traces is not None:
         found.append(
